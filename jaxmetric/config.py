@@ -1,0 +1,131 @@
+"""Everything that a training run can be told, as one flat, frozen, validated record."""
+
+import dataclasses
+import math
+import typing
+from typing import Literal
+
+Metric = Literal["sqeuclidean", "euclidean", "cosine"]
+Selection = Literal["semihard", "hardest", "random"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The hyperparameters of a run. Every field is also a flag of `jaxmetric train`.
+
+    Raises:
+      ValueError: when a value is out of range; the message names the field, the range and the value.
+    """
+
+    hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
+    """Sizes of the encoder's hidden layers; the decoder has them reversed."""
+    latent_dim: int = 128
+    """Size of the embedding."""
+    dropout: float = 0.5
+    """Share of units dropped before each hidden layer but the encoder's first."""
+    input_dropout: float = 0.4
+    """Share of genes dropped before the encoder's first layer."""
+
+    margin: float = 0.05
+    """A negative must be farther from the anchor than the positive is, by this much."""
+    negative_selection: Selection = "semihard"
+    """Which negative a pair gets: a random one inside the margin, the nearest, or any violating."""
+    metric: Metric = "euclidean"
+    """Distance of the triplet loss, and of the miner unless `mining_metric` names another."""
+    mining_metric: Metric | None = None
+    """Distance of the miner; None: `metric`, so that the miner's margin is the loss's margin."""
+    both_orders: bool = False
+    """Mine each pair of cells in both orders; otherwise the earlier cell of the batch is the anchor."""
+    sample_across_studies: bool = True
+    """Anchor and positive must come from different studies."""
+    perturb_labels_fraction: float = 0.0
+    """Share of each training batch whose labels are coarsened one level up the ontology."""
+    singleton_labels: Literal["drop", "coarsen"] = "drop"
+    """Labels found in one study only: drop their cells, or give them the nearest parent that is
+    present in the training cells. Not applied when `sample_across_studies` is off."""
+
+    triplet_loss_weight: float = 0.5
+    """w in: loss = w * triplet + (1 - w) * mse."""
+    l1: float = 1e-4
+    """L1 penalty of the encoder's first layer, times the learning rate of the step."""
+
+    learning_rate: float = 5e-3
+    """AdamW's first learning rate; it follows half a cosine over `max_epochs`, constant in an epoch."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay, on every parameter."""
+    max_epochs: int = 20
+    """Passes of `steps_per_epoch` batches."""
+    steps_per_epoch: int = 100
+    """Batches drawn in an epoch."""
+    batch_size: int = 1000
+    """Cells in a batch, over all devices."""
+    seed: int = 0
+    """Seed of everything random: weights, dropout, batches, mining."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+        for name in ("latent_dim", "max_epochs", "steps_per_epoch", "batch_size"):
+            self._require(name, "a whole number of at least 1", lambda v: _whole(v) and v >= 1)
+        self._require("seed", "a whole number from 0 to 2**32 - 1", lambda v: _whole(v, 2**32))
+        self._require(
+            "hidden_dim",
+            "one or more whole numbers of at least 1",
+            lambda v: len(v) > 0 and all(_whole(size) and size >= 1 for size in v),
+        )
+        for name in ("dropout", "input_dropout"):
+            self._require(name, "at least 0 and less than 1", lambda v: _real(v) and 0 <= v < 1)
+        for name in ("triplet_loss_weight", "perturb_labels_fraction"):
+            self._require(name, "from 0 to 1", lambda v: _real(v) and 0 <= v <= 1)
+        for name in ("margin", "learning_rate"):
+            self._require(name, "greater than 0", lambda v: _real(v) and v > 0)
+        for name in ("l1", "weight_decay"):
+            self._require(name, "at least 0", lambda v: _real(v) and v >= 0)
+        choices = {
+            "negative_selection": typing.get_args(Selection),
+            "metric": typing.get_args(Metric),
+            "mining_metric": (*typing.get_args(Metric), None),
+            "singleton_labels": ("drop", "coarsen"),
+        }
+        for name, allowed in choices.items():
+            self._require(name, f"one of {', '.join(map(str, allowed))}", allowed.__contains__)
+        for name in ("both_orders", "sample_across_studies"):
+            self._require(name, "True or False", lambda v: isinstance(v, bool))
+
+    def _require(self, name: str, expected: str, holds) -> None:
+        value = getattr(self, name)
+        if not holds(value):
+            raise ValueError(f"Config.{name} must be {expected}, but is {value!r}.")
+
+    def to_dict(self) -> dict:
+        """The fields as JSON types."""
+        return dataclasses.asdict(self) | {"hidden_dim": list(self.hidden_dim)}
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Config":
+        """The inverse of `to_dict`.
+
+        Raises:
+          ValueError: for a field that this version does not know.
+        """
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(
+                f"Config does not know {', '.join(unknown)}: written by a newer jaxmetric?"
+            )
+        return cls(**fields)
+
+
+def _plain(value):
+    """Numpy numbers, lists and arrays as plain Python ones, so that a config is always JSON."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _whole(value: object, below: int = 2**63) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,209 @@
+"""`MetricLearning`: a trained model, with all that is needed to use it."""
+
+import dataclasses
+import functools
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import anndata
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from tqdm.auto import tqdm
+
+from jaxmetric.batches import Batch, in_order
+from jaxmetric.checkpoint import load_model, save_model
+from jaxmetric.config import Config
+from jaxmetric.data import Cells, Values, read_cells, require_cells
+from jaxmetric.evaluation import score_embedding, svd_embedding
+from jaxmetric.expression import expression
+from jaxmetric.model import Autoencoder
+from jaxmetric.sharding import by_cell, cell_mesh, put_batch, replicated
+from jaxmetric.train import autoencoder
+
+BATCH = 1000  # cells embedded at a time, over all devices
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricLearning:
+    """A model: its networks' variables, and what its inputs and labels were.
+
+    Attributes:
+      config: the hyperparameters it was trained with.
+      genes: the genes it reads, in order.
+      labels: the labels it was trained on.
+      variables: `params` and `batch_stats` of the networks.
+      label_ids: ontology ids of the labels; None for plain class labels.
+      ontology_version: release and relations of the ontology; None for plain class labels.
+      trained_on: counts of cells read, dropped and used, and what their values were.
+      history: one row of metrics per epoch.
+    """
+
+    config: Config
+    genes: tuple[str, ...]
+    labels: tuple[str, ...]
+    variables: dict
+    label_ids: tuple[str, ...] | None = None
+    ontology_version: str | None = None
+    trained_on: dict = dataclasses.field(default_factory=dict)
+    history: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+
+    def embed(
+        self,
+        source: str | Path | anndata.AnnData | Cells | Sequence,
+        *,
+        layer: str | None = None,
+        values: Values | None = None,
+        gene_key: str | None = None,
+        min_gene_overlap: float = 0.2,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "cells latent"]:
+        """Embeds every cell of the source, in its order: float32, rows of unit length.
+
+        Genes are aligned by name to the model's; missing ones count as zero. Arguments as in
+        `read_cells`.
+
+        Raises:
+          ValueError: for data that cannot be read, or with too few of the model's genes.
+        """
+        cells = read_cells(
+            source,
+            layer=layer,
+            values=values,
+            gene_key=gene_key,
+            genes=self.genes,
+            min_gene_overlap=min_gene_overlap,
+        )
+        embed = functools.partial(_embed, autoencoder(self.config, len(self.genes)))
+        return self._map(embed, cells, "embedding", progress)
+
+    def reconstruct(self, z: Float[np.ndarray, "cells latent"]) -> Float[np.ndarray, "cells genes"]:
+        """The log-normalised expression that the decoder gives for embeddings."""
+        network = autoencoder(self.config, len(self.genes))
+        return np.asarray(network.apply(self.variables, jnp.asarray(z), method="reconstruct"))
+
+    def evaluate(
+        self,
+        query: Cells,
+        reference: Cells | None = None,
+        *,
+        k: int = 15,
+        svd: bool = False,
+        progress: bool = False,
+    ) -> dict[str, float]:
+        """Scores the embedding of labelled query cells, best on studies not trained on.
+
+        Args:
+          query: the cells to score, from `read_cells`.
+          reference: labelled cells to transfer labels from.
+          k: neighbours that vote.
+          svd: also score a truncated SVD of 50 dimensions, fitted on the reference: `svd_...`.
+          progress: show progress bars.
+
+        Returns:
+          `mse` and `nmse` (mse over the mean square of the expression) of the reconstruction, and
+          the scores of `score_embedding`.
+        """
+        query = require_cells(query, "query").with_genes(self.genes)
+        score = functools.partial(_reconstruction, autoencoder(self.config, len(self.genes)))
+        error, power = self._map(score, query, "reconstructing", progress).T.astype(np.float64)
+        scores = {
+            "mse": float(error.mean() / len(self.genes)),
+            "nmse": float(error.sum() / power.sum()),
+        }
+        z = self.embed(query, progress=progress)
+        if reference is None:
+            return scores | score_embedding(z, query)
+        reference = require_cells(reference, "reference").with_genes(self.genes)
+        z_reference = self.embed(reference, progress=progress)
+        scores |= score_embedding(z, query, z_reference, reference, k=k)
+        if svd:
+            z, z_reference = svd_embedding(query, reference)
+            baseline = score_embedding(z, query, z_reference, reference, k=k)
+            scores |= {
+                f"svd_{name}": baseline[name] for name in ("accuracy", "macro_f1", "silhouette")
+            }
+        return scores
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the model directory, whole or not at all; an existing one only with `overwrite`."""
+        meta = {
+            "config": self.config.to_dict(),
+            "genes": list(self.genes),
+            "labels": list(self.labels),
+            "label_ids": self.label_ids and list(self.label_ids),
+            "ontology_version": self.ontology_version,
+            "trained_on": self.trained_on,
+            "history": self.history.astype(object)
+            .where(self.history.notna(), None)
+            .to_dict("records"),
+            "versions": {
+                name: importlib.metadata.version(name)
+                for name in ("jaxmetric", "jax", "flax", "optax", "orbax-checkpoint")
+            },
+        }
+        save_model(Path(directory), self.variables, meta, overwrite)
+
+    def _map(self, function, cells: Cells, what: str, progress: bool) -> np.ndarray:
+        """The function of every cell, over batches and devices; rows in the order of the cells."""
+        mesh = cell_mesh(jax.local_devices())
+        size = -(-min(BATCH, len(cells)) // mesh.size) * mesh.size
+        mapped = jax.jit(
+            functools.partial(function, counts=cells.values == "counts"),
+            in_shardings=(replicated(mesh), by_cell(mesh)),
+            out_shardings=by_cell(mesh),
+        )
+        variables = jax.device_put(self.variables, replicated(mesh))
+        batches = tqdm(
+            in_order(cells, size),
+            total=-(-len(cells) // size),
+            desc=what,
+            unit="batch",
+            disable=not progress or None,
+        )
+        rows = [np.asarray(mapped(variables, put_batch(batch, mesh))) for batch in batches]
+        return np.concatenate(rows)[: len(cells)]
+
+
+def load(directory: str | Path) -> MetricLearning:
+    """Loads what `MetricLearning.save` or `fit` wrote: a model directory, or a run with one inside.
+
+    Raises:
+      ValueError: when a file is missing, truncated, changed or foreign; the message names it.
+    """
+    directory = Path(directory)
+    if (directory / "model" / "model.json").exists():
+        directory = directory / "model"
+    variables, meta = load_model(directory, _shapes)
+    return MetricLearning(
+        config=Config.from_dict(meta["config"]),
+        genes=tuple(meta["genes"]),
+        labels=tuple(meta["labels"]),
+        variables=variables,
+        label_ids=meta["label_ids"] and tuple(meta["label_ids"]),
+        ontology_version=meta["ontology_version"],
+        trained_on=meta["trained_on"],
+        history=pd.DataFrame(meta["history"]),
+    )
+
+
+def _shapes(meta: dict):
+    num_genes = len(meta["genes"])
+    network = autoencoder(Config.from_dict(meta["config"]), num_genes)
+    x = jax.ShapeDtypeStruct((1, num_genes), np.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), x)
+
+
+def _embed(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
+    x = expression(batch.columns, batch.values, network.num_genes, counts)
+    return network.apply(variables, x, method="embed")
+
+
+def _reconstruction(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
+    """Squared error and squared expression of each cell, summed over genes: (n, 2)."""
+    x = expression(batch.columns, batch.values, network.num_genes, counts)
+    _, y = network.apply(variables, x)
+    return jnp.stack([((x - y) ** 2).sum(1), (x**2).sum(1)], axis=1)

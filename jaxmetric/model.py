@@ -1,0 +1,123 @@
+"""The networks: log-normalised expression -> unit embedding -> reconstructed expression.
+
+Pure functions of their variables: `module.apply(variables, x, train=...)`. `variables` has `params`
+and `batch_stats`, the moving statistics of batch normalisation.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def _uniform_fan_in(fan_in: int):
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for weights and biases of a linear layer."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Linear(nn.Module):
+    """x W + b, initialised as torch does."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n i"]) -> Float[Array, "n o"]:
+        init = _uniform_fan_in(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", init, (self.features,))
+        return x @ kernel + bias[None, :]
+
+
+class Hidden(nn.Module):
+    """Dropout -> linear -> batch normalisation -> PReLU."""
+
+    features: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n i"], train: bool) -> Float[Array, "n o"]:
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Linear(self.features, name="linear")(x)
+        x = nn.BatchNorm(
+            not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, name="norm"
+        )(x)
+        return nn.PReLU(negative_slope_init=0.25, name="activation")(x)
+
+
+class Encoder(nn.Module):
+    """Genes -> embedding of unit length (a vector of zeros stays zero).
+
+    Attributes:
+      hidden_dim: sizes of the hidden layers.
+      latent_dim: size of the embedding.
+      dropout: dropout before each hidden layer but the first.
+      input_dropout: dropout before the first.
+    """
+
+    hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
+    latent_dim: int = 128
+    dropout: float = 0.5
+    input_dropout: float = 0.4
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n genes"], train: bool = False) -> Float[Array, "n latent"]:
+        for i, features in enumerate(self.hidden_dim):
+            dropout = self.dropout if i else self.input_dropout
+            x = Hidden(features, dropout, name=f"hidden_{i}")(x, train)
+        x = Linear(self.latent_dim, name="latent")(x)
+        norm = jnp.sqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
+        return x / norm
+
+
+class Decoder(nn.Module):
+    """Embedding -> genes: linear output, no dropout before the first and the last layer.
+
+    Attributes:
+      num_genes: size of the output.
+      hidden_dim: sizes of the hidden layers in the order of the decoder.
+      dropout: dropout before each hidden layer but the first.
+    """
+
+    num_genes: int
+    hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
+    dropout: float = 0.5
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "n latent"], train: bool = False) -> Float[Array, "n genes"]:
+        for i, features in enumerate(self.hidden_dim):
+            z = Hidden(features, self.dropout if i else 0.0, name=f"hidden_{i}")(z, train)
+        return Linear(self.num_genes, name="output")(z)
+
+
+class Autoencoder(nn.Module):
+    """The encoder and the decoder together; `embed` and `reconstruct` are methods for `apply`."""
+
+    num_genes: int
+    hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
+    latent_dim: int = 128
+    dropout: float = 0.5
+    input_dropout: float = 0.4
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.hidden_dim, self.latent_dim, self.dropout, self.input_dropout)
+        self.decoder = Decoder(self.num_genes, self.hidden_dim[::-1], self.dropout)
+
+    def __call__(
+        self, x: Float[Array, "n genes"], train: bool = False
+    ) -> tuple[Float[Array, "n latent"], Float[Array, "n genes"]]:
+        """The embedding and the reconstruction."""
+        z = self.encoder(x, train)
+        return z, self.decoder(z, train)
+
+    def embed(self, x: Float[Array, "n genes"]) -> Float[Array, "n latent"]:
+        """The embedding alone, in evaluation mode."""
+        return self.encoder(x, False)
+
+    def reconstruct(self, z: Float[Array, "n latent"]) -> Float[Array, "n genes"]:
+        """The reconstruction from embeddings, in evaluation mode."""
+        return self.decoder(z, False)

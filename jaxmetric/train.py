@@ -1,0 +1,200 @@
+"""One step of training and one of evaluation: pure functions of one global batch, not jitted here."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from jaxmetric.batches import Batch
+from jaxmetric.config import Config
+from jaxmetric.expression import expression
+from jaxmetric.labels import LabelSet
+from jaxmetric.losses import (
+    l1_penalty,
+    masked_mean,
+    mixed_loss,
+    reconstruction_loss,
+    triplet_losses,
+)
+from jaxmetric.mining import Triplets, mine_triplets
+from jaxmetric.model import Autoencoder
+
+STEP_KEYS, INIT_KEY = 0, 1
+
+
+class TrainState(NamedTuple):
+    """All that training carries from step to step.
+
+    Attributes:
+      step: steps done.
+      params: weights of the encoder and decoder.
+      batch_stats: moving statistics of batch normalisation.
+      opt_state: state of the optimizer.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict:
+        """What the networks are applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def autoencoder(config: Config, num_genes: int) -> Autoencoder:
+    """The networks of a config."""
+    return Autoencoder(
+        num_genes, config.hidden_dim, config.latent_dim, config.dropout, config.input_dropout
+    )
+
+
+def learning_rate(config: Config, step: Int[Array, ""]) -> Float[Array, ""]:
+    """lr / 2 * (1 + cos(pi * epoch / max_epochs)), constant within an epoch."""
+    epoch = step // config.steps_per_epoch
+    return config.learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * epoch / config.max_epochs))
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW with the learning rate of each step; weight decay on every parameter."""
+    return optax.adamw(lambda step: learning_rate(config, step), weight_decay=config.weight_decay)
+
+
+def init_state(config: Config, num_genes: int) -> TrainState:
+    """The state before the first step: a pure function of the config's seed."""
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT_KEY)
+    variables = autoencoder(config, num_genes).init(key, jnp.zeros((1, num_genes)))
+    opt_state = optimizer(config).init(variables["params"])
+    return TrainState(
+        jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state
+    )
+
+
+def train_step(
+    state: TrainState, batch: Batch, label_set: LabelSet, *, config: Config, counts: bool
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One AdamW step on one batch.
+
+    Returns:
+      The next state, and the step's `loss`, `triplet_loss`, `mse`, `hard_fraction` (hard over viable
+      negatives), `num_triplets`, `num_nonzero` (triplets whose loss is not 0) and `learning_rate`.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), STEP_KEYS)
+    dropout, perturb, mine = jax.random.split(jax.random.fold_in(key, state.step), 3)
+    num_genes = num_outputs(state.params)
+    x = expression(batch.columns, batch.values, num_genes, counts)
+    labels = perturb_labels(
+        perturb, batch.labels, label_set.parents, config.perturb_labels_fraction
+    )
+    studies = batch.studies if config.sample_across_studies else None
+    rate = learning_rate(config, state.step)
+
+    def loss_fn(params):
+        (z, y), updates = autoencoder(config, num_genes).apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            x,
+            train=True,
+            rngs={"dropout": dropout},
+            mutable="batch_stats",
+        )
+        triplets = _mine(mine, z, labels, studies, label_set, config)
+        losses = triplet_losses(z, triplets, margin=config.margin, metric=config.metric)
+        triplet, mse = masked_mean(losses, triplets.mask), reconstruction_loss(x, y)
+        l1 = l1_penalty(params["encoder"]["hidden_0"]["linear"])
+        loss = mixed_loss(triplet, mse, config.triplet_loss_weight) + config.l1 * rate * l1
+        info = {"loss": loss, "triplet_loss": triplet, "mse": mse}
+        return loss, (updates["batch_stats"], info | _counts(losses, triplets))
+
+    grads, (batch_stats, info) = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    info["hard_fraction"] = info.pop("num_hard") / jnp.maximum(info.pop("num_viable"), 1.0)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), info | {
+        "learning_rate": rate
+    }
+
+
+class EvalInfo(NamedTuple):
+    """What a batch contributes to the scores of the held-out cells: sums, and the embeddings.
+
+    Attributes:
+      z: embeddings.
+      error: squared error of each cell's reconstruction, summed over genes.
+      power: square of each cell's expression, summed over genes.
+      sums: `triplet_loss`, `num_triplets`, `num_nonzero`, `num_hard` and `num_viable` of the batch.
+    """
+
+    z: Float[Array, "n latent"]
+    error: Float[Array, " n"]
+    power: Float[Array, " n"]
+    sums: dict[str, Float[Array, ""]]
+
+
+def eval_step(
+    variables: dict,
+    batch: Batch,
+    label_set: LabelSet,
+    key: Key[Array, ""],
+    *,
+    config: Config,
+    counts: bool,
+) -> EvalInfo:
+    """Scores one batch in evaluation mode; studies play no part in its triplets."""
+    num_genes = num_outputs(variables["params"])
+    x = expression(batch.columns, batch.values, num_genes, counts)
+    z, y = autoencoder(config, num_genes).apply(variables, x)
+    triplets = _mine(key, z, batch.labels, None, label_set, config)
+    losses = triplet_losses(z, triplets, margin=config.margin, metric=config.metric)
+    sums = {"triplet_loss": losses.sum()} | _counts(losses, triplets)
+    return EvalInfo(z, ((x - y) ** 2).sum(1) * batch.real, (x**2).sum(1) * batch.real, sums)
+
+
+def perturb_labels(
+    key: Key[Array, ""],
+    labels: Int[Array, " n"],
+    parents: Int[Array, "k p"],
+    fraction: float,
+) -> Int[Array, " n"]:
+    """Coarsens the labels of a share of the cells by one level.
+
+    Exactly round(fraction * n) cells are drawn, without replacement; each gets one of its label's
+    direct parents, drawn uniformly. Cells without label, and labels without parent, stay.
+    """
+    pick, choose = jax.random.split(key)
+    n = labels.shape[0]
+    chosen = jax.random.permutation(pick, n) < round(fraction * n)
+    num_parents = (parents >= 0).sum(1)[labels]
+    which = jnp.floor(jax.random.uniform(choose, (n,)) * num_parents).astype(jnp.int32)
+    parent = parents[labels, which]
+    return jnp.where(chosen & (labels >= 0) & (num_parents > 0), parent, labels)
+
+
+def num_outputs(params: Any) -> int:
+    """Genes that the networks read and write."""
+    return params["encoder"]["hidden_0"]["linear"]["kernel"].shape[0]
+
+
+def _mine(key, z, labels, studies, label_set: LabelSet, config: Config) -> Triplets:
+    return mine_triplets(
+        key,
+        jax.lax.stop_gradient(z),
+        labels,
+        studies=studies,
+        related=label_set.related,
+        margin=config.margin,
+        selection=config.negative_selection,
+        metric=config.mining_metric or config.metric,
+        both_orders=config.both_orders,
+    )
+
+
+def _counts(losses: Float[Array, "n n"], triplets: Triplets) -> dict[str, Any]:
+    return {
+        "num_triplets": triplets.num_triplets,
+        "num_nonzero": (losses > 0).sum().astype(jnp.float32),
+        "num_hard": triplets.num_hard,
+        "num_viable": triplets.num_viable,
+    }

@@ -1,0 +1,80 @@
+import json
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pytest
+from conftest import make_adata
+
+import jaxmetric as jm
+from jaxmetric.cli import main
+
+SIZES = ["--hidden-dim", "16", "8", "--latent-dim", "4"]
+BUDGET = ["--max-epochs", "2", "--steps-per-epoch", "3", "--batch-size", "32", "--quiet"]
+KEYS = ["--label-key", "cell_type", "--study-key", "study"]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    make_adata(160).write_h5ad(path)
+    return str(path)
+
+
+def test_train_embed_evaluate(file, tmp_path, capsys):
+    run, out, scores = (str(tmp_path / name) for name in ("run", "out.h5ad", "scores.json"))
+    main(["train", file, *KEYS, "--validation", "study_1", "--directory", run, *SIZES, *BUDGET])
+    model = jm.load(run)
+    assert model.config.hidden_dim == (16, 8)
+    assert model.trained_on["studies"] == ["study_0", "study_2"]
+    main(["embed", run, file, "--out", out])
+    embedded = anndata.read_h5ad(out)
+    np.testing.assert_array_equal(embedded.obsm["X_jaxmetric"], model.embed(file))
+    main(["evaluate", run, file, *KEYS, "--studies", "study_1", "--out", scores])
+    printed = capsys.readouterr().out
+    assert "accuracy" in printed
+    assert "SVD-50" in printed
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["num_cells"] == (embedded.obs["study"] == "study_1").sum()
+    assert 0 <= written["macro_f1"] <= 1
+    with pytest.raises(SystemExit) as stop:
+        main(["embed", run, file, "--out", out])
+    assert stop.value.code == 2
+    assert "exists: choose another file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing subcommand"),
+        (["fly"], "fly"),
+        (["train"], "--directory"),
+        (["train", "FILE", *KEYS, "--directory", "RUN", "--margin", "-1"], "Config.margin must be"),
+        (["train", "FILE", *KEYS, "--directory", "RUN", "--margin", "x"], "margin"),
+        (["train", "FILE", *KEYS, "--directory", "RUN", "--metric", "l1"], "l1"),
+        (["train", "none.h5ad", *KEYS, "--directory", "RUN"], "no such file: none.h5ad"),
+        (["train", *KEYS, "--directory", "RUN"], "no data"),
+        (["train", "FILE", "--label-key", "kind", "--directory", "RUN"], "no label column"),
+        (["embed", "MODEL", "FILE", "--out", "x.h5ad"], "is no model directory"),
+    ],
+)
+def test_bad_use_gives_one_line_and_exit_code_2(arguments, message, file, tmp_path, capsys):
+    names = {"FILE": file, "RUN": str(tmp_path / "run"), "MODEL": str(tmp_path)}
+    with pytest.raises(SystemExit) as stop:
+        main([names.get(argument, argument) for argument in arguments])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(lines) == 1
+    assert lines[0].startswith("jaxmetric: error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_python_m_is_the_same_command():
+    help_text = subprocess.run(
+        [sys.executable, "-m", "jaxmetric", "train", "--help"], capture_output=True, text=True
+    )
+    assert help_text.returncode == 0
+    for flag in ("--max-epochs", "--hidden-dim", "--label-key", "--validation", "--directory"):
+        assert flag in help_text.stdout

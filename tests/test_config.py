@@ -1,0 +1,52 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import jaxmetric as jm
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("hidden_dim", (), "one or more whole numbers"),
+        ("hidden_dim", (64, 0), "one or more whole numbers"),
+        ("latent_dim", 0, "at least 1"),
+        ("batch_size", 2.5, "at least 1"),
+        ("max_epochs", True, "at least 1"),
+        ("dropout", 1.0, "less than 1"),
+        ("input_dropout", -0.1, "at least 0"),
+        ("margin", 0.0, "greater than 0"),
+        ("margin", float("nan"), "greater than 0"),
+        ("triplet_loss_weight", 1.1, "from 0 to 1"),
+        ("perturb_labels_fraction", -0.5, "from 0 to 1"),
+        ("learning_rate", "fast", "greater than 0"),
+        ("weight_decay", float("inf"), "at least 0"),
+        ("l1", -1e-4, "at least 0"),
+        ("negative_selection", "easy", "one of semihard, hardest, random"),
+        ("metric", "manhattan", "one of sqeuclidean, euclidean, cosine"),
+        ("singleton_labels", "keep", "one of drop, coarsen"),
+        ("sample_across_studies", "yes", "True or False"),
+        ("seed", -1, "from 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value, expected):
+    with pytest.raises(ValueError, match=f"Config.{field} must be .*{expected}.* but is "):
+        jm.Config(**{field: value})
+
+
+def test_goes_through_json_and_back():
+    config = jm.Config(hidden_dim=[np.int64(8), 4], margin=np.float32(0.5), max_epochs=np.int32(3))
+    assert config.hidden_dim == (8, 4)
+    assert jm.Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_unknown_fields_are_named():
+    with pytest.raises(ValueError, match="does not know depth"):
+        jm.Config.from_dict({"depth": 3})
+
+
+def test_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        jm.Config().margin = 1.0

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import sklearn.metrics
+import sklearn.neighbors
+from conftest import recorded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import distances, silhouette_widths
+
+import jaxmetric as jm
+from jaxmetric import metrics
+
+METRICS = ("sqeuclidean", "euclidean", "cosine")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_silhouette_without_ontology_is_scikit_learns(metric):
+    generator = np.random.default_rng(0)
+    z, labels = generator.normal(size=(80, 5)), np.arange(80) % 4
+    ours = jm.ontology_silhouette(z.astype(np.float32), labels.astype(np.int32), metric=metric)
+    assert ours == pytest.approx(
+        sklearn.metrics.silhouette_score(z, labels, metric=metric), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 5))
+def test_silhouette_is_the_definition(metric, seed, k):
+    generator = np.random.default_rng(seed)
+    z = generator.normal(size=(24, 3)).astype(np.float32)
+    labels = generator.integers(0, k, 24).astype(np.int32)
+    descendants = np.triu(generator.random((5, 5)) < 0.4, 1)
+    expected = silhouette_widths(distances(z, metric), labels, descendants)
+    found = metrics.silhouette_widths(z, labels, descendants=descendants, metric=metric)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_silhouette_of_the_recorded_embeddings_is_the_definition(number):
+    record = recorded(f"asw_{number}.npz")
+    z, labels = record["embeddings"], record["labels"].astype(np.int32)
+    descendants = recorded("ontology_matrix.npz")["descendants"]
+    D = sklearn.metrics.pairwise_distances(z.astype(np.float64), metric="sqeuclidean")
+    expected = np.nanmean(silhouette_widths(D, labels, descendants))
+    for metric in ("sqeuclidean", "cosine"):  # the same for unit rows
+        found = jm.ontology_silhouette(z, labels, descendants=descendants, metric=metric)
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_silhouette_of_nothing_is_nan_and_unlabelled_cells_are_ignored():
+    z = np.eye(6, dtype=np.float32)
+    assert np.isnan(jm.ontology_silhouette(z, np.zeros(6, np.int32)))
+    assert np.isnan(jm.ontology_silhouette(z, np.arange(6, dtype=np.int32)))
+    generator = np.random.default_rng(0)
+    z, labels = generator.normal(size=(30, 4)).astype(np.float32), np.arange(30, dtype=np.int32) % 3
+    some = np.where(np.arange(30) < 24, labels, -1).astype(np.int32)
+    whole, part = jm.ontology_silhouette(z, some), jm.ontology_silhouette(z[:24], labels[:24])
+    assert whole == pytest.approx(part, abs=1e-6)
+
+
+def test_nearest_neighbours_and_label_transfer_are_scikit_learns(monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 500)  # several chunks, the last one shorter
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(90, 6)).astype(np.float32)
+    query = np.concatenate([generator.normal(size=(40, 6)).astype(np.float32), reference[:3]])
+    labels = generator.integers(0, 5, 90)
+    model = sklearn.neighbors.KNeighborsClassifier(15, weights="distance").fit(reference, labels)
+    neighbors = metrics.nearest_neighbors(query, reference, 15)
+    distances, indices = model.kneighbors(query)
+    np.testing.assert_allclose(neighbors.distances, distances, atol=2e-3)
+    np.testing.assert_array_equal(np.sort(neighbors.indices), np.sort(indices))
+    predicted = metrics.transfer_labels(neighbors, labels, 5)
+    np.testing.assert_array_equal(predicted, model.predict(query))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_accuracy_and_f1_are_scikit_learns(pairs):
+    truth, predicted = np.array(pairs).T
+    assert metrics.accuracy(truth, predicted) == sklearn.metrics.accuracy_score(truth, predicted)
+    expected = sklearn.metrics.f1_score(truth, predicted, average="macro")
+    assert metrics.macro_f1(truth, predicted) == pytest.approx(expected)
+
+
+def test_bad_input_is_refused():
+    z, labels = np.ones((4, 2), np.float32), np.int32([0, 0, 1, 5])
+    with pytest.raises(ValueError, match="labels must be less than 2"):
+        jm.ontology_silhouette(z, labels, descendants=np.zeros((2, 2), bool))
+    with pytest.raises(ValueError, match="k must be from 1 to 4"):
+        metrics.nearest_neighbors(z, z, 5)

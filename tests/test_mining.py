@@ -1,0 +1,196 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.spatial
+import scipy.stats
+from conftest import recorded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import distances, mine
+from sklearn.metrics import pairwise_distances as sklearn_distances
+
+import jaxmetric as jm
+
+SELECTIONS = ("semihard", "hardest", "random")
+METRICS = ("sqeuclidean", "euclidean", "cosine")
+
+
+@functools.cache
+def miner(**options):
+    return jax.jit(functools.partial(jm.mine_triplets, **options))
+
+
+def unit_rows(generator, n, d=8):
+    z = generator.normal(size=(n, d)).astype(np.float32)
+    return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_distances_agree_with_scikit_learn(metric):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(20, 5)), generator.normal(size=(7, 5))
+    ours = jm.pairwise_distances(x.astype(np.float32), y.astype(np.float32), metric)
+    np.testing.assert_allclose(ours, sklearn_distances(x, y, metric), atol=2e-5)
+
+
+def test_close_rows_far_from_the_origin_keep_their_digits():
+    x = np.float32([[1000.0, 0.0], [1000.25, 0.0], [1000.0, 0.5]])
+    expected = [[0, 0.25, 0.5], [0.25, 0, 0.3125**0.5], [0.5, 0.3125**0.5, 0]]
+    np.testing.assert_allclose(jm.pairwise_distances(x, metric="euclidean"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_gradient_of_distances_between_identical_and_zero_rows_is_finite(metric):
+    z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    gradient = jax.grad(lambda z: jm.pairwise_distances(z, metric=metric).sum())(z)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("which", ["any", "cross"])
+@pytest.mark.parametrize("number", range(6))
+def test_mines_what_the_reference_mined(number, which, selection):
+    """Recorded from scimilarity 0.4.1; float32 there and here, and no tie is close to a threshold."""
+    record = recorded(f"triplets_{number}_{which}.npz")
+    z, labels = record["embeddings"], record["labels"].astype(np.int32)
+    studies = record["studies"].astype(np.int32) if which == "cross" else None
+    related = recorded("ontology_matrix.npz")["related"]
+    margin = float(record["margin"])
+    triplets = miner(margin=margin, selection=selection)(
+        jax.random.key(number), z, labels, studies=studies, related=related
+    )
+    assert triplets.num_hard == record[f"{selection}_num_hard"]
+    assert triplets.num_viable == record[f"{selection}_num_viable"]
+    expected = record[f"{selection}_triplets"]
+    if (expected == 0).all():  # how the reference says that there is none
+        assert triplets.num_triplets == 0
+        return
+    found = jm.triplet_indices(triplets)
+    assert {tuple(t) for t in found[:, :2]} == {tuple(t) for t in expected[:, :2]}
+    if selection == "hardest":
+        assert {tuple(t) for t in found} == {tuple(t) for t in expected}
+    a, p, n = found.T
+    D = scipy.spatial.distance.cdist(z, z, "sqeuclidean")
+    gap = D[a, p] - D[a, n] + margin
+    assert not related[labels[a], labels[n]].any()
+    assert (gap > 0).all()
+    assert selection != "semihard" or (gap < margin).all()
+
+
+@st.composite
+def batches(draw):
+    """Embeddings on a coarse grid, so that ties and duplicates are common and distances are exact.
+
+    Cells past the drawn number have no label: one shape, one compilation.
+    """
+    n, k = draw(st.integers(1, 20)), draw(st.integers(1, 5))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    z = generator.integers(-2, 3, (20, 3)).astype(np.float32) / 2
+    labels = np.where(np.arange(20) < n, generator.integers(-1, k, 20), -1).astype(np.int32)
+    studies = draw(st.sampled_from([None, generator.integers(0, 3, 20).astype(np.int32)]))
+    related = generator.random((5, 5)) < 0.3
+    return z, labels, studies, related | related.T | np.eye(5, dtype=bool)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("both_orders", [False, True])
+@settings(max_examples=25, deadline=None)
+@given(batch=batches(), seed=st.integers(0, 1000))
+def test_mines_what_the_loops_mine(selection, both_orders, batch, seed):
+    z, labels, studies, related = batch
+    options = {"margin": 0.5, "selection": selection, "both_orders": both_orders}
+    triplets = miner(**options)(jax.random.key(seed), z, labels, studies=studies, related=related)
+    allowed, num_hard, num_viable = mine(
+        distances(z, "sqeuclidean"), labels, studies, related, 0.5, selection, both_orders
+    )
+    found = {(a, p): n for a, p, n in jm.triplet_indices(triplets).tolist()}
+    assert found.keys() == allowed.keys()
+    assert all(found[pair] in allowed[pair] for pair in found)
+    assert (triplets.num_hard, triplets.num_viable) == (num_hard, num_viable)
+    assert triplets.num_triplets == len(allowed)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_batch_of_one_or_two_cells_gives_no_triplet(n):
+    labels = np.zeros(n, np.int32)
+    triplets = miner(margin=0.5)(jax.random.key(0), np.ones((n, 3), np.float32), labels)
+    assert (triplets.num_triplets, triplets.num_hard, triplets.num_viable) == (0, 0, 0)
+
+
+def test_random_choices_are_uniform_and_independent():
+    """2000 draws of 2 pairs with 6 allowed negatives each: chi-square over cells and over pairs."""
+    z = np.float32([[0, 0], [1, 0], [0, 0], [1, 0]] + [[0, 0.5]] * 6)
+    labels = np.int32([0, 0, 1, 1] + [2] * 6)
+    related = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool)
+    mine_many = jax.jit(
+        jax.vmap(
+            lambda key: (
+                jm.mine_triplets(
+                    key, z, labels, related=related, margin=0.5, selection="random"
+                ).negative
+            )
+        )
+    )
+    negative = np.asarray(mine_many(jax.random.split(jax.random.key(0), 2000)))
+    first, second = negative[:, 0, 1] - 4, negative[:, 2, 3] - 4
+    table = np.zeros((6, 6))
+    np.add.at(table, (first, second), 1)
+    assert scipy.stats.chisquare(table.sum(0)).pvalue > 1e-3
+    assert scipy.stats.chisquare(table.sum(1)).pvalue > 1e-3
+    assert scipy.stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_same_key_same_triplets_and_another_key_others():
+    generator = np.random.default_rng(0)
+    z, labels = unit_rows(generator, 60), generator.integers(0, 3, 60).astype(np.int32)
+    run = miner(margin=0.3, selection="random")
+    one, again, other = (run(jax.random.key(seed), z, labels).negative for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+
+
+def test_compiles_once_for_a_shape():
+    generator = np.random.default_rng(0)
+    run = jax.jit(functools.partial(jm.mine_triplets, margin=0.1))
+    for k in (1, 3, 20):
+        labels = generator.integers(0, k, 40).astype(np.int32)
+        run(jax.random.key(k), unit_rows(generator, 40), labels)
+    assert run._cache_size() == 1
+
+
+def test_nothing_is_of_size_n_cubed():
+    n = 512
+    shapes = (jax.ShapeDtypeStruct((n, 16), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32))
+    compiled = jax.jit(jm.mine_triplets).lower(jax.random.key(0), *shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 64 * n * n + 32 * 2**20 < n**3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"selection": "easy"}, "selection must be one of semihard, hardest, random"),
+        ({"metric": "manhattan"}, "metric must be one of sqeuclidean, euclidean, cosine"),
+        ({"labels": np.zeros(3, np.int32)}, "labels must have shape"),
+        ({"labels": np.full(4, 2, np.int32)}, "labels must be less than 2"),
+        ({"related": np.ones((2, 3), bool)}, "related must be"),
+        ({"studies": np.zeros(5, np.int32)}, "studies must have shape"),
+        ({"z": np.zeros((0, 3), np.float32), "labels": np.zeros(0, np.int32)}, "at least 1 cell"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    inputs = {
+        "z": np.zeros((4, 3), np.float32),
+        "labels": np.zeros(4, np.int32),
+        "related": np.eye(2, dtype=bool),
+    }
+    unchecked = jaxtyping_off(jm.mine_triplets)
+    with pytest.raises(ValueError, match=message):
+        unchecked(jax.random.key(0), **(inputs | change))
+
+
+def jaxtyping_off(function):
+    """The function as users have it: shapes checked by itself, not by the import hook."""
+    return getattr(function, "__wrapped__", function)
