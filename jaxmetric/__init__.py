@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 from jaxmetric.config import Config
 from jaxmetric.data import Cells, read_cells
 from jaxmetric.fit import fit
-from jaxmetric.learner import MetricLearning, load
+from jaxmetric.learner import MetricLearning, load, load_scimilarity
 from jaxmetric.losses import triplet_loss, triplet_losses
 from jaxmetric.metrics import ontology_silhouette
 from jaxmetric.mining import Triplets, mine_triplets, pairwise_distances, triplet_indices
@@ -24,6 +24,7 @@ __all__ = [
     "UnknownLabelError",
     "fit",
     "load",
+    "load_scimilarity",
     "mine_triplets",
     "ontology_silhouette",
     "pairwise_distances",

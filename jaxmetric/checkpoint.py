@@ -101,13 +101,20 @@ def save_model(directory: Path, variables: dict, meta: dict, overwrite: bool = F
             )
         if not (directory / "model.json").exists():
             raise ValueError(f"{directory} exists and is no model directory: it is left as it is.")
-    directory.absolute().parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=directory.absolute().parent, prefix=f".{directory.name}."))
-    try:
+    with whole_directory(directory) as building:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(building / "variables", variables)
         files = {name: _fingerprint(building / name) for name in _files(building)}
         write_json(building / "model.json", {"format": MODEL_FORMAT, **meta, "files": files})
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A new folder beside the given place; once it is done it takes that place and what was there."""
+    directory.absolute().parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=directory.absolute().parent, prefix=f".{directory.name}."))
+    try:
+        yield building
         building.chmod(0o755)
         if directory.exists():
             replaced = Path(f"{building}.replaced")

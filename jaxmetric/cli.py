@@ -1,4 +1,4 @@
-"""The shell: `jaxmetric demo | train | embed | evaluate`."""
+"""The shell: `jaxmetric demo | train | embed | evaluate | import | export`."""
 
 import contextlib
 import dataclasses
@@ -75,6 +75,8 @@ class Train:
     """Studies to hold out and score after each epoch."""
     quiet: bool = False
     """No progress bar, warnings only."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard, in the run's directory (extra `tensorboard`)."""
 
     def __call__(self) -> None:
         if self.quiet:
@@ -86,6 +88,7 @@ class Train:
             directory=self.directory,
             validation=self.validation,
             progress=not self.quiet,
+            tensorboard=self.tensorboard,
         )
         print(f"model: {self.directory / 'model'}")
 
@@ -157,11 +160,44 @@ class Evaluate:
             write_json(self.out, scores)
 
 
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Turn a SCimilarity model directory into a model directory of jaxmetric."""
+
+    scimilarity: Positional[Path]
+    """The directory with encoder.ckpt, layer_sizes.json, gene_order.tsv, label_ints.csv and, where
+    there are, decoder.ckpt and hyperparameters.json. Nothing in them is executed."""
+    out: Positional[Path]
+    """The model directory to write; it must not exist."""
+
+    def __call__(self) -> None:
+        model = jm.load_scimilarity(self.scimilarity)
+        model.save(self.out)
+        parts = "encoder and decoder" if model.has_decoder else "encoder (no decoder.ckpt)"
+        print(f"{parts}, {len(model.genes)} genes, {len(model.labels)} labels: {self.out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a model as a directory that SCimilarity opens."""
+
+    model: Positional[Path]
+    """A model directory, or a run's."""
+    out: Positional[Path]
+    """The directory to write; it must not exist."""
+
+    def __call__(self) -> None:
+        jm.load(self.model).export_scimilarity(self.out)
+        print(f"for SCimilarity: {self.out}")
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
 

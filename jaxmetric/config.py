@@ -7,6 +7,7 @@ from typing import Literal
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine"]
 Selection = Literal["semihard", "hardest", "random"]
+Divisor = Literal["count", "count-1"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,17 @@ class Config:
 
     triplet_loss_weight: float = 0.5
     """w in: loss = w * triplet + (1 - w) * mse."""
+    empty_triplet_loss: Literal["zero", "margin"] = "zero"
+    """Triplet loss of a batch without triplets. SCimilarity: the margin, with hard fraction NaN."""
     l1: float = 1e-4
-    """L1 penalty of the encoder's first layer, times the learning rate of the step."""
+    """L1 penalty of one layer of the encoder, times the learning rate of the step."""
+    l1_layer: Literal["first", "bottleneck"] = "first"
+    """Which layer the L1 penalty is on: genes to first hidden layer, or last hidden layer to
+    embedding. SCimilarity: the bottleneck, though it means the first."""
+
+    silhouette_divisor: Divisor = "count"
+    """What the sum of distances to a cell's own cluster, of `count` other cells, is divided by in the
+    validation's silhouette width. SCimilarity: count - 1, which is no mean."""
 
     learning_rate: float = 5e-3
     """AdamW's first learning rate; it follows half a cosine over `max_epochs`, constant in an epoch."""
@@ -86,11 +96,34 @@ class Config:
             "metric": typing.get_args(Metric),
             "mining_metric": (*typing.get_args(Metric), None),
             "singleton_labels": ("drop", "coarsen"),
+            "empty_triplet_loss": ("zero", "margin"),
+            "l1_layer": ("first", "bottleneck"),
+            "silhouette_divisor": typing.get_args(Divisor),
         }
         for name, allowed in choices.items():
             self._require(name, f"one of {', '.join(map(str, allowed))}", allowed.__contains__)
         for name in ("both_orders", "sample_across_studies"):
             self._require(name, "True or False", lambda v: isinstance(v, bool))
+
+    @classmethod
+    def scimilarity(cls, **overrides) -> "Config":
+        """SCimilarity's own numerics and defaults (scimilarity 0.4.1), to reproduce or to continue it.
+
+        It mines on squared distances but its loss is of plain ones, mines each pair in one order,
+        penalises the bottleneck, counts an empty batch as one triplet of loss `margin`, and divides
+        silhouettes by count - 1. Its triplet weight is 0.001.
+        """
+        reference = {
+            "metric": "euclidean",
+            "mining_metric": "sqeuclidean",
+            "both_orders": False,
+            "triplet_loss_weight": 0.001,
+            "empty_triplet_loss": "margin",
+            "l1_layer": "bottleneck",
+            "silhouette_divisor": "count-1",
+            "max_epochs": 500,
+        }
+        return cls(**(reference | overrides))
 
     def _require(self, name: str, expected: str, holds) -> None:
         value = getattr(self, name)

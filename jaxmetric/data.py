@@ -267,7 +267,7 @@ def _matrix(adata: anndata.AnnData, layer: str | None, name: str):
     """The matrix to read, the `var` of its columns, and its name for messages."""
     if layer is None:
         layer = "counts" if "counts" in adata.layers else "X"
-    layers = _some(key for key in adata.layers if key is not None) or "none"
+    layers = _some(key for key in adata.layers.keys() if key is not None) or "none"  # noqa: SIM118
     if layer == "raw":
         if adata.raw is None:
             raise ValueError(f"{name} has no raw, which layer='raw' asks for.")

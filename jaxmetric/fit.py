@@ -33,6 +33,7 @@ def fit(
     validation: Sequence[str] | Cells | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
+    tensorboard: bool = False,
 ) -> MetricLearning:
     """Trains a model.
 
@@ -45,6 +46,7 @@ def fit(
       validation: names of studies to hold out, or held-out cells. They are scored after each epoch.
       devices: devices to train on; default all. They share each batch.
       progress: show a progress bar, on a terminal.
+      tensorboard: also write the metrics to `tensorboard/` in the directory (extra `tensorboard`).
 
     Raises:
       ValueError: for data that cannot be trained on, or a directory that belongs to another run.
@@ -63,12 +65,17 @@ def fit(
         "dropped": dropped,
         "studies": [train.study_names[i] for i in np.unique(train.studies)],
         "values": train.values,
+        "steps": config.max_epochs * config.steps_per_epoch,
         "validation_cells": 0 if held_out is None else len(held_out),
     }
     log.info("training on %s", train.describe())
     if held_out is not None:
         log.info("validating on %s", held_out.describe())
-    run = None if directory is None else Run(Path(directory), identity(train, held_out, config))
+    if tensorboard and directory is None:
+        raise ValueError("tensorboard=True needs a directory= to write to.")
+    run = None
+    if directory is not None:
+        run = Run(Path(directory), identity(train, held_out, config), tensorboard)
     try:
         variables, history = _train(train, held_out, config, mesh, run, progress)
     finally:

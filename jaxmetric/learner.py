@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,15 +16,18 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from jaxmetric.batches import Batch, in_order
-from jaxmetric.checkpoint import load_model, save_model
+from jaxmetric.checkpoint import load_model, save_model, whole_directory
 from jaxmetric.config import Config
 from jaxmetric.data import Cells, Values, read_cells, require_cells
 from jaxmetric.evaluation import score_embedding, svd_embedding
 from jaxmetric.expression import expression
 from jaxmetric.model import Autoencoder
+from jaxmetric.ontology import CellOntology, UnknownLabelError
+from jaxmetric.scimilarity import SCimilarityModel, read_model, write_model
 from jaxmetric.sharding import by_cell, cell_mesh, put_batch, replicated
 from jaxmetric.train import autoencoder
 
+log = logging.getLogger("jaxmetric")
 BATCH = 1000  # cells embedded at a time, over all devices
 
 
@@ -50,6 +54,11 @@ class MetricLearning:
     ontology_version: str | None = None
     trained_on: dict = dataclasses.field(default_factory=dict)
     history: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the model can reconstruct; an imported one can lack its decoder."""
+        return "decoder" in self.variables["params"]
 
     def embed(
         self,
@@ -81,7 +90,16 @@ class MetricLearning:
         return self._map(embed, cells, "embedding", progress)
 
     def reconstruct(self, z: Float[np.ndarray, "cells latent"]) -> Float[np.ndarray, "cells genes"]:
-        """The log-normalised expression that the decoder gives for embeddings."""
+        """The log-normalised expression that the decoder gives for embeddings.
+
+        Raises:
+          ValueError: when the model has no decoder.
+        """
+        if not self.has_decoder:
+            raise ValueError(
+                "this model has no decoder, so it can embed but not reconstruct: the SCimilarity "
+                "directory it was imported from held no decoder.ckpt."
+            )
         network = autoencoder(self.config, len(self.genes))
         return np.asarray(network.apply(self.variables, jnp.asarray(z), method="reconstruct"))
 
@@ -104,16 +122,16 @@ class MetricLearning:
           progress: show progress bars.
 
         Returns:
-          `mse` and `nmse` (mse over the mean square of the expression) of the reconstruction, and
-          the scores of `score_embedding`.
+          `mse` and `nmse` (mse over the mean square of the expression) of the reconstruction, where
+          the model has a decoder, and the scores of `score_embedding`.
         """
         query = require_cells(query, "query").with_genes(self.genes)
-        score = functools.partial(_reconstruction, autoencoder(self.config, len(self.genes)))
-        error, power = self._map(score, query, "reconstructing", progress).T.astype(np.float64)
-        scores = {
-            "mse": float(error.mean() / len(self.genes)),
-            "nmse": float(error.sum() / power.sum()),
-        }
+        scores = {}
+        if self.has_decoder:
+            score = functools.partial(_reconstruction, autoencoder(self.config, len(self.genes)))
+            error, power = self._map(score, query, "reconstructing", progress).T.astype(np.float64)
+            scores["mse"] = float(error.mean() / len(self.genes))
+            scores["nmse"] = float(error.sum() / power.sum())
         z = self.embed(query, progress=progress)
         if reference is None:
             return scores | score_embedding(z, query)
@@ -136,6 +154,7 @@ class MetricLearning:
             "labels": list(self.labels),
             "label_ids": self.label_ids and list(self.label_ids),
             "ontology_version": self.ontology_version,
+            "networks": sorted(self.variables["params"]),
             "trained_on": self.trained_on,
             "history": self.history.astype(object)
             .where(self.history.notna(), None)
@@ -146,6 +165,28 @@ class MetricLearning:
             },
         }
         save_model(Path(directory), self.variables, meta, overwrite)
+
+    def export_scimilarity(self, directory: str | Path) -> None:
+        """Writes a directory that SCimilarity opens, whole or not at all: `CellEmbedding(directory)`.
+
+        Raises:
+          ValueError: when the directory exists.
+        """
+        directory = Path(directory)
+        if directory.exists():
+            raise ValueError(f"{directory} exists: choose another directory.")
+        if len(self.config.hidden_dim) > 9:
+            log.warning(
+                "SCimilarity sorts layers as strings, so it cannot open a model of more than 9 hidden "
+                "layers; this one has %d. load_scimilarity can.",
+                len(self.config.hidden_dim),
+            )
+        steps = self.trained_on.get("steps", 0)
+        with whole_directory(directory) as building:
+            write_model(
+                building,
+                SCimilarityModel(self.config, self.genes, self.labels, self.variables, steps),
+            )
 
     def _map(self, function, cells: Cells, what: str, progress: bool) -> np.ndarray:
         """The function of every cell, over batches and devices; rows in the order of the cells."""
@@ -190,11 +231,41 @@ def load(directory: str | Path) -> MetricLearning:
     )
 
 
+def load_scimilarity(directory: str | Path) -> MetricLearning:
+    """Loads a SCimilarity model directory, without torch and without executing its pickles.
+
+    `encoder.ckpt`, `layer_sizes.json`, `gene_order.tsv` and `label_ints.csv` must be there;
+    `decoder.ckpt` (for reconstruction) and `hyperparameters.json` (for training on) may. The config is
+    `Config.scimilarity()` with the directory's hyperparameters. The model reads log1p of counts per
+    10,000; raw counts are normalised for it.
+
+    Raises:
+      ValueError: for a file that is missing, damaged, unsafe, or does not fit the others.
+    """
+    config, genes, labels, variables, steps = read_model(Path(directory))
+    ontology = CellOntology.default()
+    try:
+        label_ids, version = tuple(ontology.resolve(labels)), ontology.version
+    except UnknownLabelError as error:
+        log.info("labels without ids, as some are unknown: %s", error)
+        label_ids, version = None, None
+    return MetricLearning(
+        config=config,
+        genes=genes,
+        labels=labels,
+        variables=variables,
+        label_ids=label_ids,
+        ontology_version=version,
+        trained_on={"imported_from": "SCimilarity", "values": "lognorm", "steps": steps},
+    )
+
+
 def _shapes(meta: dict):
     num_genes = len(meta["genes"])
     network = autoencoder(Config.from_dict(meta["config"]), num_genes)
     x = jax.ShapeDtypeStruct((1, num_genes), np.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), x)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x)
+    return {kind: {name: tree[name] for name in meta["networks"]} for kind, tree in shapes.items()}
 
 
 def _embed(network: Autoencoder, variables: dict, batch: Batch, counts: bool):

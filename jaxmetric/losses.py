@@ -52,6 +52,9 @@ def mixed_loss(triplet: Float[Array, ""], mse: Float[Array, ""], weight: float) 
     return weight * triplet + (1.0 - weight) * mse
 
 
-def masked_mean(values: Float[Array, "*s"], mask: Bool[Array, "*s"]) -> Float[Array, ""]:
-    """Mean over the mask; 0 where the mask is empty."""
-    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+def masked_mean(
+    values: Float[Array, "*s"], mask: Bool[Array, "*s"], empty: float = 0.0
+) -> Float[Array, ""]:
+    """Mean over the mask; `empty` where the mask is."""
+    mean = jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+    return jnp.where(mask.any(), mean, empty)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmetric.config import Metric
+from jaxmetric.config import Divisor, Metric
 from jaxmetric.mining import check_choice, pairwise_distances
 
 CHUNK = 2**24  # distances held at a time where a matrix of distances is walked in chunks
@@ -21,6 +21,7 @@ def ontology_silhouette(
     *,
     descendants: Bool[ArrayLike, "k k"] | None = None,
     metric: Metric = "cosine",
+    divisor: Divisor = "count",
 ) -> float:
     """Mean silhouette width of cells whose labels have descendants.
 
@@ -37,12 +38,14 @@ def ontology_silhouette(
       descendants: descendants[i, j]: label j is a proper descendant of label i.
       metric: distance. For "sqeuclidean" and "cosine" the sum of distances to a label's members
         follows from sums over the label, O(n k d); "euclidean" walks all pairs, in chunks.
+      divisor: what the sum of distances to a cell's own cluster, of `count` other cells, is divided
+        by: "count", their mean, or SCimilarity's "count-1".
 
     Returns:
       The mean over the cells that qualify, in [-1, 1]; NaN where none does: no label has three cells
       beside another label with two.
     """
-    widths = silhouette_widths(z, labels, descendants=descendants, metric=metric)
+    widths = silhouette_widths(z, labels, descendants=descendants, metric=metric, divisor=divisor)
     qualify = ~np.isnan(widths)
     return float(widths[qualify].mean()) if qualify.any() else float("nan")
 
@@ -53,9 +56,11 @@ def silhouette_widths(
     *,
     descendants: Bool[ArrayLike, "k k"] | None = None,
     metric: Metric = "cosine",
+    divisor: Divisor = "count",
 ) -> Float[np.ndarray, " n"]:
     """Silhouette width of each cell, NaN for those left out; see `ontology_silhouette`."""
     check_choice("metric", metric, Metric)
+    check_choice("divisor", divisor, Divisor)
     z, labels = np.asarray(z, np.float32), np.asarray(labels)
     if z.ndim != 2 or labels.shape != z.shape[:1]:
         raise ValueError(f"z must be (n, d) and labels (n,), but are {z.shape} and {labels.shape}.")
@@ -63,12 +68,16 @@ def silhouette_widths(
     if labels.max(initial=-1) >= k:
         raise ValueError(f"labels must be less than {k}, the size of descendants.")
     below = np.zeros((k, k), bool) if descendants is None else np.asarray(descendants, bool)
-    return np.asarray(_silhouette_widths(z, labels, below, metric))
+    return np.asarray(_silhouette_widths(z, labels, below, metric, divisor))
 
 
-@functools.partial(jax.jit, static_argnames="metric")
+@functools.partial(jax.jit, static_argnames=("metric", "divisor"))
 def _silhouette_widths(
-    z: Float[Array, "n d"], labels: Int[Array, " n"], below: Bool[Array, "k k"], metric: Metric
+    z: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    below: Bool[Array, "k k"],
+    metric: Metric,
+    divisor: Divisor,
 ) -> Float[Array, " n"]:
     itself = jnp.eye(len(below), dtype=bool)
     members = jax.nn.one_hot(labels, len(below))  # a row of zeros for a negative label
@@ -78,7 +87,8 @@ def _silhouette_widths(
     own = (itself | below)[labels].astype(z.dtype)
     other = ~(itself | below | below.T)[labels] & (size > 1)[None, :]
     others_in_own = own @ size - 1
-    a = (sums * own).sum(1) / jnp.maximum(others_in_own, 1)
+    count = others_in_own - (divisor == "count-1")
+    a = (sums * own).sum(1) / jnp.maximum(count, 1)
     b = jnp.where(other, sums / jnp.maximum(size, 1)[None, :], jnp.inf).min(1)
     width = jnp.where(jnp.maximum(a, b) > 0, (b - a) / jnp.maximum(a, b), 0.0)
     return jnp.where((labels >= 0) & (others_in_own >= 2) & other.any(1), width, jnp.nan)

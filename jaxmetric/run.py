@@ -23,8 +23,10 @@ class Run:
         says what differs.
     """
 
-    def __init__(self, directory: Path, identity: dict) -> None:
+    def __init__(self, directory: Path, identity: dict, tensorboard: bool = False) -> None:
         self.directory = directory
+        self._tensorboard = _summary_writer() if tensorboard else None
+        self._writer = None
         self._metrics = directory / "metrics.jsonl"
         path = directory / "run.json"
         if path.exists():
@@ -44,17 +46,27 @@ class Run:
         state, epoch = self._checkpoints.restore(initial)
         lines = self._metrics.read_text().splitlines()[:epoch] if self._metrics.exists() else []
         write_text(self._metrics, "".join(f"{line}\n" for line in lines))
-        return state, [json.loads(line) for line in lines]
+        history = [json.loads(line) for line in lines]
+        if self._tensorboard is not None:
+            past = history[-1]["step"] + 1 if history else None  # later points are of a lost epoch
+            self._writer = self._tensorboard(str(self.directory / "tensorboard"), purge_step=past)
+        return state, history
 
     def record(self, state: TrainState, row: dict) -> None:
         """Adds an epoch: its row first, so that no checkpoint is ahead of the metrics."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         self._checkpoints.save(state, row["epoch"])
+        if self._writer is not None:
+            for name in row.keys() - {"epoch", "step"}:
+                if row[name] is not None:
+                    self._writer.add_scalar(name, row[name], row["step"])
 
     def close(self) -> None:
         """Waits until the checkpoints are on disk."""
         self._checkpoints.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def identity(train: Cells, held_out: Cells | None, config: Config) -> dict:
@@ -74,6 +86,16 @@ def identity(train: Cells, held_out: Cells | None, config: Config) -> dict:
 def finite(row: dict) -> dict:
     """The row with None for what is not a number: JSON has no NaN."""
     return {k: v if math.isfinite(v) else None for k, v in row.items()}
+
+
+def _summary_writer():
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "TensorBoard logs need tensorboardX: pip install 'jaxmetric[tensorboard]'"
+        ) from error
+    return SummaryWriter
 
 
 def _check_same(path: Path, identity: dict) -> None:

@@ -79,8 +79,9 @@ def train_step(
     """One AdamW step on one batch.
 
     Returns:
-      The next state, and the step's `loss`, `triplet_loss`, `mse`, `hard_fraction` (hard over viable
-      negatives), `num_triplets`, `num_nonzero` (triplets whose loss is not 0) and `learning_rate`.
+      The next state, and the step's `loss`, `triplet_loss`, `mse`, `num_triplets`, `num_nonzero`
+      (triplets whose loss is not 0), `num_hard` and `num_viable` (see `Triplets`), `hard_fraction`,
+      the ratio of these two, and `learning_rate`.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), STEP_KEYS)
     dropout, perturb, mine = jax.random.split(jax.random.fold_in(key, state.step), 3)
@@ -102,8 +103,9 @@ def train_step(
         )
         triplets = _mine(mine, z, labels, studies, label_set, config)
         losses = triplet_losses(z, triplets, margin=config.margin, metric=config.metric)
-        triplet, mse = masked_mean(losses, triplets.mask), reconstruction_loss(x, y)
-        l1 = l1_penalty(params["encoder"]["hidden_0"]["linear"])
+        triplet = masked_mean(losses, triplets.mask, empty_triplet_loss(config))
+        mse = reconstruction_loss(x, y)
+        l1 = l1_penalty(l1_layer(params["encoder"], config))
         loss = mixed_loss(triplet, mse, config.triplet_loss_weight) + config.l1 * rate * l1
         info = {"loss": loss, "triplet_loss": triplet, "mse": mse}
         return loss, (updates["batch_stats"], info | _counts(losses, triplets))
@@ -111,10 +113,9 @@ def train_step(
     grads, (batch_stats, info) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    info["hard_fraction"] = info.pop("num_hard") / jnp.maximum(info.pop("num_viable"), 1.0)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), info | {
-        "learning_rate": rate
-    }
+    info["hard_fraction"] = hard_fraction(info["num_hard"], info["num_viable"], config)
+    info["learning_rate"] = rate
+    return TrainState(state.step + 1, params, batch_stats, opt_state), info
 
 
 class EvalInfo(NamedTuple):
@@ -170,6 +171,22 @@ def perturb_labels(
     which = jnp.floor(jax.random.uniform(choose, (n,)) * num_parents).astype(jnp.int32)
     parent = parents[labels, which]
     return jnp.where(chosen & (labels >= 0) & (num_parents > 0), parent, labels)
+
+
+def empty_triplet_loss(config: Config) -> float:
+    """The triplet loss where nothing was mined."""
+    return config.margin if config.empty_triplet_loss == "margin" else 0.0
+
+
+def hard_fraction(num_hard, num_viable, config: Config):
+    """num_hard / num_viable; 0 where nothing is viable, NaN as in SCimilarity's numerics."""
+    least = 1.0 if config.empty_triplet_loss == "zero" else 0.0
+    return num_hard / jnp.maximum(num_viable, least)
+
+
+def l1_layer(encoder: Any, config: Config) -> Any:
+    """The weights that the L1 penalty is on."""
+    return encoder["hidden_0"]["linear"] if config.l1_layer == "first" else encoder["latent"]
 
 
 def num_outputs(params: Any) -> int:

@@ -13,7 +13,7 @@ from jaxmetric.data import Cells
 from jaxmetric.labels import LabelSet
 from jaxmetric.metrics import ontology_silhouette
 from jaxmetric.sharding import by_cell, put_batch, replicated
-from jaxmetric.train import eval_step
+from jaxmetric.train import empty_triplet_loss, eval_step, hard_fraction
 
 
 def validator(
@@ -43,11 +43,17 @@ def validator(
         sums = jax.tree.map(lambda *x: float(np.sum(x, dtype=np.float64)), *[i.sums for i in infos])
         error = sum(float(info.error.sum(dtype=np.float64)) for info in infos)
         power = sum(float(info.power.sum(dtype=np.float64)) for info in infos)
-        triplet = sums["triplet_loss"] / max(sums["num_triplets"], 1)
+        found = sums["num_triplets"] > 0
+        triplet = (
+            sums["triplet_loss"] / sums["num_triplets"] if found else empty_triplet_loss(config)
+        )
         mse = error / (len(held_out) * len(held_out.genes))
         nmse = error / max(power, 1e-12)
         silhouette = ontology_silhouette(
-            z, held_out.labels[order], descendants=relations.descendants
+            z,
+            held_out.labels[order],
+            descendants=relations.descendants,
+            divisor=config.silhouette_divisor,
         )
         weight = config.triplet_loss_weight
         return {
@@ -57,7 +63,7 @@ def validator(
             "val_nmse": nmse,
             "val_silhouette": silhouette,
             "val_evaluation_metric": (1 - silhouette) / 2 + nmse,
-            "val_hard_fraction": sums["num_hard"] / max(sums["num_viable"], 1),
+            "val_hard_fraction": float(hard_fraction(sums["num_hard"], sums["num_viable"], config)),
             "val_num_triplets": sums["num_triplets"],
             "val_num_nonzero": sums["num_nonzero"],
         }

@@ -48,6 +48,23 @@ def test_writes_nothing_without_a_directory(cells, device, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tensorboard_gets_every_metric(cells, device, tmp_path):
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    model = jm.fit(cells, CONFIG, directory=tmp_path, tensorboard=True, devices=device)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    content, points = file.read_bytes(), {}
+    while content:  # TFRecord: length, its checksum, an event, its checksum
+        end = 12 + int.from_bytes(content[:8], "little")
+        event = event_pb2.Event.FromString(content[12:end])
+        points |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        content = content[end + 4 :]
+    for row in model.history.to_dict("records"):
+        for name in row.keys() - {"epoch", "step"}:
+            assert points[name, row["step"]] == pytest.approx(row[name], rel=1e-6)
+    with pytest.raises(ValueError, match="needs a directory"):
+        jm.fit(cells, CONFIG, tensorboard=True, devices=device)
+
+
 def test_an_interrupted_run_goes_on_bit_by_bit(cells, device, tmp_path):
     whole = jm.fit(
         cells, CONFIG, directory=tmp_path / "whole", validation=["study_0"], devices=device
