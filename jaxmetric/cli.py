@@ -203,7 +203,7 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; bad use and bad input end with one line on stderr and exit code 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("jaxmetric").setLevel(logging.INFO)
     try:
         _parse(arguments)()

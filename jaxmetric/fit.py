@@ -23,6 +23,16 @@ from jaxmetric.train import init_state, train_step
 from jaxmetric.validation import validator
 
 log = logging.getLogger("jaxmetric")
+LOGGED = (
+    "epoch",
+    "loss",
+    "triplet_loss",
+    "mse",
+    "hard_fraction",
+    "val_loss",
+    "val_nmse",
+    "val_silhouette",
+)
 
 
 def fit(
@@ -142,7 +152,7 @@ def _train(
             row |= jax.tree.map(lambda *x: float(np.mean(x)), *jax.device_get(infos))
             row |= validate(state.variables) if validate else {}
             history.append(finite(row))
-            log.info(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            log.info(", ".join(f"{name} {row[name]:.4g}" for name in LOGGED if name in row))
             if run is not None:
                 run.record(state, history[-1])
     return jax.device_get(state.variables), history
