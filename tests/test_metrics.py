@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -46,6 +48,30 @@ def test_silhouette_of_the_recorded_embeddings_is_the_definition(number):
     for metric in ("sqeuclidean", "cosine"):  # the same for unit rows
         found = jm.ontology_silhouette(z, labels, descendants=descendants, metric=metric)
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_silhouette_of_the_recorded_embeddings_is_the_references(number):
+    """Row 8: the reference divides by one less than the number of distances it sums."""
+    record = recorded(f"asw_{number}.npz")
+    z, labels = record["embeddings"], record["labels"].astype(np.int32)
+    descendants = recorded("ontology_matrix.npz")["descendants"]
+    score = functools.partial(jm.ontology_silhouette, z, labels, descendants=descendants)
+    assert score(divisor="count-1") == pytest.approx(float(record["asw"]), abs=1e-5)
+    assert abs(score() - float(record["asw"])) > 1e-5
+
+
+def test_silhouette_is_defined_where_the_reference_crashes():
+    """Row 9: there all other clusters of some cell are single cells; the other cells have a width."""
+    record = recorded("asw_2.npz")
+    labels = record["labels"].astype(np.int32)
+    descendants = recorded("ontology_matrix.npz")["descendants"]
+    assert np.isnan(record["asw"])
+    score = jm.ontology_silhouette(record["embeddings"], labels, descendants=descendants)
+    D = sklearn.metrics.pairwise_distances(record["embeddings"].astype(float), metric="cosine")
+    expected = silhouette_widths(D, labels, descendants)
+    assert np.isnan(score) == np.isnan(expected).all()
+    np.testing.assert_allclose(score, np.nanmean(expected), atol=1e-5)
 
 
 def test_silhouette_of_nothing_is_nan_and_unlabelled_cells_are_ignored():
