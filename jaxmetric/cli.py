@@ -73,6 +73,8 @@ class Train:
     config: jm.Config
     validation: tuple[str, ...] = ()
     """Studies to hold out and score after each epoch."""
+    init: Path | None = None
+    """A model directory to start from, with its genes and its network sizes; see also --freeze."""
     quiet: bool = False
     """No progress bar, warnings only."""
     tensorboard: bool = False
@@ -81,12 +83,14 @@ class Train:
     def __call__(self) -> None:
         if self.quiet:
             logging.getLogger("jaxmetric").setLevel(logging.WARNING)
-        cells = _read(self.files, self.labels, self.matrix)
+        init = None if self.init is None else jm.load(self.init)
+        cells = _read(self.files, self.labels, self.matrix, None if init is None else init.genes)
         jm.fit(
             cells,
             self.config,
             directory=self.directory,
             validation=self.validation,
+            init=init,
             progress=not self.quiet,
             tensorboard=self.tensorboard,
         )
@@ -211,14 +215,20 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
 
 
-def _read(files: tuple[Path, ...], labels: Labels, matrix: Matrix) -> jm.Cells:
+def _read(
+    files: tuple[Path, ...],
+    labels: Labels,
+    matrix: Matrix,
+    genes: tuple[str, ...] | None = None,
+) -> jm.Cells:
     ontology = labels.ontology
     if ontology == "none":
         ontology = None
     elif ontology != "default":
         ontology = jm.CellOntology.from_obo(ontology)
     keys = {"label_key": labels.label_key, "study_key": labels.study_key}
-    return jm.read_cells(list(files), **keys, ontology=ontology, **dataclasses.asdict(matrix))
+    how = keys | dataclasses.asdict(matrix)
+    return jm.read_cells(list(files), **how, ontology=ontology, genes=genes)
 
 
 def _parse(arguments: list[str] | None):

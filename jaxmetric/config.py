@@ -1,6 +1,7 @@
 """Everything that a training run can be told, as one flat, frozen, validated record."""
 
 import dataclasses
+import fnmatch
 import math
 import typing
 from typing import Literal
@@ -69,6 +70,10 @@ class Config:
     """Batches drawn in an epoch."""
     batch_size: int = 1000
     """Cells in a batch, over all devices."""
+    freeze: tuple[str, ...] = ()
+    """Groups of weights that stay as they are, moving statistics included: "encoder", "decoder",
+    "encoder/hidden_0" ... "encoder/latent", "decoder/hidden_0" ... "decoder/output", or patterns:
+    "encoder/hidden_*" is every layer of the encoder but the bottleneck."""
     seed: int = 0
     """Seed of everything random: weights, dropout, batches, mining."""
 
@@ -102,6 +107,11 @@ class Config:
         }
         for name, allowed in choices.items():
             self._require(name, f"one of {', '.join(map(str, allowed))}", allowed.__contains__)
+        self._require(
+            "freeze",
+            "names or patterns of groups",
+            lambda v: isinstance(v, tuple) and all(isinstance(pattern, str) for pattern in v),
+        )
         for name in ("both_orders", "sample_across_studies"):
             self._require(name, "True or False", lambda v: isinstance(v, bool))
 
@@ -125,6 +135,37 @@ class Config:
         }
         return cls(**(reference | overrides))
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of weights: the layers of both networks."""
+        hidden = [f"hidden_{i}" for i in range(len(self.hidden_dim))]
+        layers = {"encoder": [*hidden, "latent"], "decoder": [*hidden, "output"]}
+        return tuple(f"{part}/{layer}" for part in layers for layer in layers[part])
+
+    @property
+    def frozen_groups(self) -> tuple[str, ...]:
+        """The groups that `freeze` names.
+
+        Raises:
+          ValueError: when a pattern names no group, or all groups are frozen.
+        """
+        frozen = set()
+        for pattern in self.freeze:
+            named = {
+                group
+                for group in self.groups
+                if fnmatch.fnmatchcase(group, pattern) or group.startswith(f"{pattern}/")
+            }
+            if not named:
+                raise ValueError(
+                    f"Config.freeze has {pattern!r}, which names no group; the groups are: "
+                    f"{', '.join(self.groups)}."
+                )
+            frozen |= named
+        if len(frozen) == len(self.groups):
+            raise ValueError(f"Config.freeze is {self.freeze}: nothing is left to train.")
+        return tuple(group for group in self.groups if group in frozen)
+
     def _require(self, name: str, expected: str, holds) -> None:
         value = getattr(self, name)
         if not holds(value):
@@ -132,7 +173,8 @@ class Config:
 
     def to_dict(self) -> dict:
         """The fields as JSON types."""
-        return dataclasses.asdict(self) | {"hidden_dim": list(self.hidden_dim)}
+        fields = dataclasses.asdict(self)
+        return fields | {name: list(fields[name]) for name in ("hidden_dim", "freeze")}
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Config":

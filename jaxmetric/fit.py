@@ -1,5 +1,6 @@
 """The training loop: the one place where the step is jitted and sharded."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -15,12 +16,13 @@ from jaxmetric.batches import draw_epoch, pack, packed_width, sampling_weights
 from jaxmetric.config import Config
 from jaxmetric.data import Cells, require_cells
 from jaxmetric.labels import label_set
-from jaxmetric.learner import MetricLearning
+from jaxmetric.learner import MetricLearning, load
 from jaxmetric.run import Run, finite, identity
 from jaxmetric.sharding import by_cell, cell_mesh, check_divides, put_batch, replicated
 from jaxmetric.split import split, usable_cells
 from jaxmetric.train import init_state, train_step
 from jaxmetric.validation import validator
+from jaxmetric.warm_start import digest, join_labels, with_genes_of, with_sizes_of
 
 log = logging.getLogger("jaxmetric")
 LOGGED = (
@@ -41,6 +43,8 @@ def fit(
     *,
     directory: str | Path | None = None,
     validation: Sequence[str] | Cells | None = None,
+    init: MetricLearning | str | Path | None = None,
+    freeze: Sequence[str] | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
     tensorboard: bool = False,
@@ -54,6 +58,10 @@ def fit(
         per epoch), `checkpoints/` and, at the end, `model/`. A run that was interrupted goes on from
         its newest checkpoint; a finished one is returned. None: nothing is written.
       validation: names of studies to hold out, or held-out cells. They are scored after each epoch.
+      init: a model to start from, ours or imported. The cells' genes are aligned to its order (of
+        several files, read with `genes=model.genes`, or only shared genes are left), new labels join
+        its own, and the sizes of the networks are its sizes; every other hyperparameter is `config`'s.
+      freeze: groups of weights that stay as they are, as in `Config.freeze`, which it replaces.
       devices: devices to train on; default all. They share each batch.
       progress: show a progress bar, on a terminal.
       tensorboard: also write the metrics to `tensorboard/` in the directory (extra `tensorboard`).
@@ -63,6 +71,15 @@ def fit(
     """
     config = config or Config()
     require_cells(cells, "cells")
+    if isinstance(init, str | Path):
+        init = load(init)
+    if init is not None:
+        config, cells = with_sizes_of(config, init), with_genes_of(cells, init)
+    if freeze is not None:
+        freeze = (freeze,) if isinstance(freeze, str) else tuple(freeze)
+        config = dataclasses.replace(config, freeze=freeze)
+    if config.frozen_groups:
+        log.info("frozen: %s", ", ".join(config.frozen_groups))
     train, held_out = split(cells, validation)
     train, dropped = usable_cells(train, config)
     if held_out is not None:
@@ -78,6 +95,9 @@ def fit(
         "steps": config.max_epochs * config.steps_per_epoch,
         "validation_cells": 0 if held_out is None else len(held_out),
     }
+    if init is not None:
+        trained_on["init"] = init.trained_on
+        trained_on["steps"] += init.trained_on.get("steps", 0)
     log.info("training on %s", train.describe())
     if held_out is not None:
         log.info("validating on %s", held_out.describe())
@@ -85,19 +105,24 @@ def fit(
         raise ValueError("tensorboard=True needs a directory= to write to.")
     run = None
     if directory is not None:
-        run = Run(Path(directory), identity(train, held_out, config), tensorboard)
+        what = identity(train, held_out, config) | {"init": init and digest(init.variables)}
+        run = Run(Path(directory), what, tensorboard)
     try:
-        variables, history = _train(train, held_out, config, mesh, run, progress)
+        start = init and init.variables
+        variables, history = _train(train, held_out, config, start, mesh, run, progress)
     finally:
         if run is not None:
             run.close()
     labels = tuple(train.label_names[i] for i in np.unique(train.labels))
+    label_ids = tuple(train.ontology.resolve(labels)) if train.ontology else None
+    if init is not None:
+        labels, label_ids = join_labels(init, train, labels)
     model = MetricLearning(
         config=config,
         genes=train.genes,
         labels=labels,
         variables=variables,
-        label_ids=tuple(train.ontology.resolve(labels)) if train.ontology else None,
+        label_ids=label_ids,
         ontology_version=train.ontology.version if train.ontology else None,
         trained_on=trained_on,
         history=pd.DataFrame(history),
@@ -111,6 +136,7 @@ def _train(
     train: Cells,
     held_out: Cells | None,
     config: Config,
+    start: dict | None,
     mesh: Mesh,
     run: Run | None,
     progress: bool,
@@ -124,7 +150,7 @@ def _train(
         donate_argnums=0,
     )
     init = functools.partial(init_state, config, len(train.genes))
-    state, history = jax.jit(init, out_shardings=everywhere)(), []
+    state, history = jax.jit(init, out_shardings=everywhere)(start), []
     if run is not None:
         state, history = run.resume(state)
     relations = label_set(train.label_names, train.ontology)

@@ -34,17 +34,25 @@ class Linear(nn.Module):
 
 
 class Hidden(nn.Module):
-    """Dropout -> linear -> batch normalisation -> PReLU."""
+    """Dropout -> linear -> batch normalisation -> PReLU.
+
+    A frozen layer normalises by its moving statistics in training too, and leaves them as they are.
+    """
 
     features: int
     dropout: float
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "n i"], train: bool) -> Float[Array, "n o"]:
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = Linear(self.features, name="linear")(x)
         x = nn.BatchNorm(
-            not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, name="norm"
+            self.frozen or not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            name="norm",
         )(x)
         return nn.PReLU(negative_slope_init=0.25, name="activation")(x)
 
@@ -57,18 +65,20 @@ class Encoder(nn.Module):
       latent_dim: size of the embedding.
       dropout: dropout before each hidden layer but the first.
       input_dropout: dropout before the first.
+      frozen: names of the hidden layers whose moving statistics stay as they are.
     """
 
     hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
     latent_dim: int = 128
     dropout: float = 0.5
     input_dropout: float = 0.4
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: Float[Array, "n genes"], train: bool = False) -> Float[Array, "n latent"]:
         for i, features in enumerate(self.hidden_dim):
-            dropout = self.dropout if i else self.input_dropout
-            x = Hidden(features, dropout, name=f"hidden_{i}")(x, train)
+            dropout, name = self.dropout if i else self.input_dropout, f"hidden_{i}"
+            x = Hidden(features, dropout, name in self.frozen, name=name)(x, train)
         x = Linear(self.latent_dim, name="latent")(x)
         norm = jnp.sqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
         return x / norm
@@ -81,31 +91,51 @@ class Decoder(nn.Module):
       num_genes: size of the output.
       hidden_dim: sizes of the hidden layers in the order of the decoder.
       dropout: dropout before each hidden layer but the first.
+      frozen: names of the hidden layers whose moving statistics stay as they are.
     """
 
     num_genes: int
     hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
     dropout: float = 0.5
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, z: Float[Array, "n latent"], train: bool = False) -> Float[Array, "n genes"]:
         for i, features in enumerate(self.hidden_dim):
-            z = Hidden(features, self.dropout if i else 0.0, name=f"hidden_{i}")(z, train)
+            dropout, name = self.dropout if i else 0.0, f"hidden_{i}"
+            z = Hidden(features, dropout, name in self.frozen, name=name)(z, train)
         return Linear(self.num_genes, name="output")(z)
 
 
 class Autoencoder(nn.Module):
-    """The encoder and the decoder together; `embed` and `reconstruct` are methods for `apply`."""
+    """The encoder and the decoder together; `embed` and `reconstruct` are methods for `apply`.
+
+    `frozen` has names such as "encoder/hidden_0".
+    """
 
     num_genes: int
     hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
     latent_dim: int = 128
     dropout: float = 0.5
     input_dropout: float = 0.4
+    frozen: tuple[str, ...] = ()
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.hidden_dim, self.latent_dim, self.dropout, self.input_dropout)
-        self.decoder = Decoder(self.num_genes, self.hidden_dim[::-1], self.dropout)
+        self.encoder = Encoder(
+            self.hidden_dim,
+            self.latent_dim,
+            self.dropout,
+            self.input_dropout,
+            self._frozen_layers("encoder"),
+        )
+        self.decoder = Decoder(
+            self.num_genes, self.hidden_dim[::-1], self.dropout, self._frozen_layers("decoder")
+        )
+
+    def _frozen_layers(self, part: str) -> tuple[str, ...]:
+        return tuple(
+            name.removeprefix(f"{part}/") for name in self.frozen if name.startswith(f"{part}/")
+        )
 
     def __call__(
         self, x: Float[Array, "n genes"], train: bool = False

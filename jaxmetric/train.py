@@ -48,7 +48,12 @@ class TrainState(NamedTuple):
 def autoencoder(config: Config, num_genes: int) -> Autoencoder:
     """The networks of a config."""
     return Autoencoder(
-        num_genes, config.hidden_dim, config.latent_dim, config.dropout, config.input_dropout
+        num_genes,
+        config.hidden_dim,
+        config.latent_dim,
+        config.dropout,
+        config.input_dropout,
+        config.frozen_groups,
     )
 
 
@@ -59,14 +64,35 @@ def learning_rate(config: Config, step: Int[Array, ""]) -> Float[Array, ""]:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW with the learning rate of each step; weight decay on every parameter."""
-    return optax.adamw(lambda step: learning_rate(config, step), weight_decay=config.weight_decay)
+    """AdamW with the learning rate of each step; weight decay on every parameter.
+
+    Frozen groups are left as they are, without weight decay, and have no state.
+    """
+    adamw = optax.adamw(lambda step: learning_rate(config, step), weight_decay=config.weight_decay)
+    frozen = config.frozen_groups
+    if not frozen:
+        return adamw
+
+    def kinds(params):
+        return {
+            part: {
+                layer: "frozen" if f"{part}/{layer}" in frozen else "trained" for layer in layers
+            }
+            for part, layers in params.items()
+        }
+
+    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, kinds)
 
 
-def init_state(config: Config, num_genes: int) -> TrainState:
-    """The state before the first step: a pure function of the config's seed."""
+def init_state(config: Config, num_genes: int, start: dict | None = None) -> TrainState:
+    """The state before the first step: a pure function of the config's seed.
+
+    Networks that `start`, variables of a model, holds are taken from it.
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_KEY)
     variables = autoencoder(config, num_genes).init(key, jnp.zeros((1, num_genes)))
+    if start is not None:
+        variables = {kind: networks | start[kind] for kind, networks in variables.items()}
     opt_state = optimizer(config).init(variables["params"])
     return TrainState(
         jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state
