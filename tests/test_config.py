@@ -50,3 +50,33 @@ def test_unknown_fields_are_named():
 def test_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         jm.Config().margin = 1.0
+
+
+def test_scimilaritys_numerics_are_the_c_rows_and_can_be_overridden():
+    ours, theirs = jm.Config(), jm.Config.scimilarity(margin=0.1, l1_layer="first")
+    assert theirs.margin == 0.1
+    assert theirs.l1_layer == "first"
+    theirs = jm.Config.scimilarity()
+    assert (theirs.mining_metric, theirs.metric) == ("sqeuclidean", "euclidean")  # row 3
+    assert (theirs.triplet_loss_weight, theirs.max_epochs) == (0.001, 500)
+    for field in ("l1_layer", "empty_triplet_loss", "silhouette_divisor"):  # rows 1, 5, 8
+        assert getattr(ours, field) != getattr(theirs, field)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [
+        ((), ()),
+        (("encoder",), ("encoder/hidden_0", "encoder/hidden_1", "encoder/latent")),
+        (("encoder/hidden_*",), ("encoder/hidden_0", "encoder/hidden_1")),
+        (["decoder/output", "encoder/latent"], ("encoder/latent", "decoder/output")),
+    ],
+)
+def test_freeze_names_groups(freeze, expected):
+    assert jm.Config(hidden_dim=(3, 2), freeze=freeze).frozen_groups == expected
+
+
+@pytest.mark.parametrize("freeze", [("encode",), ("encoder/hidden_2",), ("*",), ("encoder", "")])
+def test_freeze_that_names_nothing_or_everything_is_refused(freeze):
+    with pytest.raises(ValueError, match=r"Config\.freeze"):
+        jm.Config(hidden_dim=(3, 2), freeze=freeze).frozen_groups  # noqa: B018
