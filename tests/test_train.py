@@ -161,6 +161,24 @@ def test_l1_is_on_the_layer_that_the_config_names():
     assert abs(with_l1["loss"] - record["log"][0][0]) > 1e-3
 
 
+def test_distance_and_order_of_mining_are_those_of_the_config():
+    """Rows 3 and 4: each order of a pair has as many negatives; margins differ between distances."""
+    record, reference, state = recorded_run("mixed")
+    batch = recorded_batch(record, "batch0")
+
+    def counts(**changes):
+        config = dataclasses.replace(reference, **changes)
+        step = jax.jit(functools.partial(train_step, config=config, counts=False))
+        info = step(state, batch, relations())[1]
+        return float(info["num_hard"]), float(info["num_viable"])
+
+    hard, viable = counts()
+    assert (hard, viable) == tuple(record["log"][0][5:7])
+    assert counts(both_orders=True)[1] == 2 * viable
+    assert counts(mining_metric=None)[0] != hard
+    assert counts(mining_metric=None) == counts(mining_metric="euclidean")
+
+
 def test_a_batch_without_triplets():
     """Row 5: loss 0 and fraction 0; in the reference's numerics the margin and NaN."""
     record, reference, state = recorded_run("mixed")
