@@ -22,6 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from jaxmetric import bits
 from jaxmetric.config import Metric, Selection
 
 COMPARISONS = 2**20  # (pair, candidate) comparisons done at a time
@@ -36,12 +37,12 @@ class Triplets(NamedTuple):
       viable: per anchor, its (pair, negative).
     """
 
-    negative: Int[Array, "*batch n n"]
+    negative: Int[Array, "*batch n m"]
     hard: Int[Array, "*batch n"]
     viable: Int[Array, "*batch n"]
 
     @property
-    def mask(self) -> Bool[Array, "*batch n n"]:
+    def mask(self) -> Bool[Array, "*batch n m"]:
         """Which pairs give a triplet."""
         return self.negative >= 0
 
@@ -94,91 +95,156 @@ def pairwise_distances(
 def mine_triplets(
     key: Key[Array, ""],
     z: Float[ArrayLike, "n d"],
-    labels: Int[ArrayLike, " n"],
+    labels: Int[ArrayLike, " n"] | None = None,
     *,
     studies: Int[ArrayLike, " n"] | None = None,
     related: Bool[ArrayLike, "k k"] | None = None,
+    positives: Bool[ArrayLike, "n m"] | None = None,
+    negatives: Bool[ArrayLike, "n m"] | None = None,
+    reference: Float[ArrayLike, "m d"] | None = None,
+    reference_labels: Int[ArrayLike, " m"] | None = None,
+    reference_studies: Int[ArrayLike, " m"] | None = None,
     margin: float = 0.05,
     selection: Selection = "semihard",
     metric: Metric = "sqeuclidean",
     both_orders: bool = False,
 ) -> Triplets:
-    """Mines one negative for every pair of cells of one label.
+    """Mines one negative for every pair of an anchor and a positive.
 
     Args:
       key: random key of the draws; the same key gives the same triplets.
-      z: embeddings.
+      z: embeddings: the anchors, and without `reference` the candidates too.
       labels: label of each cell, in [0, k); a cell with a negative label takes no part.
       studies: study of each cell; given, anchor and positive come from different studies.
       related: related[i, j]: cells of label j are no negatives for anchors of label i (the same
         type, its ancestors and descendants). None: only the same label is related.
+      positives: positives[a, p]: p is a positive of a. None: cells of one label, by study.
+      negatives: negatives[a, n]: n is a negative of a. None: cells of unrelated labels.
+      reference: candidates for positives and negatives, such as a memory of earlier embeddings.
+      reference_labels, reference_studies: their labels and studies.
       margin: positive, in units of the metric.
       selection: the rule, see the module's head.
       metric: distance to mine on.
-      both_orders: False: each pair once, the earlier cell is the anchor; True: in both orders.
+      both_orders: False: each pair of the batch once, the earlier cell is the anchor; True: in both
+        orders. With a reference every anchor meets every candidate.
 
     Raises:
       ValueError: for an unknown selection or metric, or shapes that do not fit.
 
-    Method: cells are sorted by label, so that an anchor's positives are a run of the sorted order and
-    the real pairs can be numbered; a loop takes them a few at a time and compares each with its row
-    of distances. O(pairs * n) comparisons and O(n^2) memory, with nothing of size n^3.
+    Method: the pairs are numbered, and a loop compares some at a time with their anchors' rows of
+    distances: O(pairs * m) comparisons, O(n * m) memory, nothing of size n^3. The negatives that the
+    rule allows are packed into bits, and counting bits finds the one of a rank drawn at random.
     """
     check_choice("selection", selection, Selection)
     check_choice("metric", metric, Metric)
-    _check_cells(z, labels, studies, related)
-    z, labels = jnp.asarray(z), jnp.asarray(labels)
-    n = z.shape[0]
-    known = labels >= 0
-    if related is None:
-        allowed = labels[:, None] != labels[None, :]
-    else:
-        allowed = ~jnp.asarray(related)[labels][:, labels]
-    allowed &= known[:, None] & known[None, :]
-    distances = pairwise_distances(z, metric=metric)
-    to_negative = jnp.where(allowed, distances, jnp.inf)
-    nearest = to_negative.argmin(1)
-    num_negatives = allowed.sum(1)
+    in_batch = reference is None
+    if in_batch:
+        reference, reference_labels, reference_studies = z, labels, studies
+    _check_cells("z", z, labels, studies, related)
+    _check_cells("reference", reference, reference_labels, reference_studies, related)
+    n, m = len(z), len(reference)
+    _check_masks(n, m, labels, reference_labels, positives, negatives)
 
-    order = jnp.argsort(labels, stable=True)
-    in_order = labels[order]
-    place = jnp.zeros(n, order.dtype).at[order].set(jnp.arange(n))
-    last = jnp.searchsorted(in_order, labels, side="right")
-    first = jnp.searchsorted(in_order, labels, side="left") if both_orders else place + 1
-    ends = jnp.cumsum(jnp.where(known, last - first, 0))  # pairs of anchor 0, 1, ... end before
+    if positives is None:
+        positives = positive_pairs(labels, reference_labels, studies, reference_studies)
+    if negatives is None:
+        negatives = negative_pairs(labels, reference_labels, related)
+    positives, negatives = jnp.asarray(positives), jnp.asarray(negatives)
+    if in_batch:
+        row, column = jnp.arange(n)[:, None], jnp.arange(n)[None, :]
+        positives &= (row != column) if both_orders else (row < column)
+        negatives &= row != column
+    distances = pairwise_distances(z, reference, metric)
+    return _mine(key, distances, positives, negatives, margin, selection)
 
-    study = None if studies is None else jnp.asarray(studies)
-    seed = jax.random.bits(key, (), jnp.uint32)
-    size = max(1, min(COMPARISONS // n, n * n))
-    candidate = jnp.arange(n, dtype=jnp.uint32)
+
+def _mine(
+    key: Key[Array, ""],
+    distances: Float[Array, "n m"],
+    positives: Bool[Array, "n m"],
+    negatives: Bool[Array, "n m"],
+    margin: float,
+    selection: Selection,
+) -> Triplets:
+    n, m = distances.shape
+    to_negative = bits.pad(jnp.where(negatives, distances, jnp.inf), jnp.inf)
+    nearest = _first_minimum(to_negative)
+    words = bits.pack(positives)
+    in_word = bits.count(words)
+    ends = jnp.cumsum(in_word.ravel())  # pairs of words 0, 1, ... end before
+    size = max(1, min(COMPARISONS // m, n * m))
+
+    def numbered(pair: Int[Array, " c"]) -> tuple[Int[Array, " c"], Int[Array, " c"]]:
+        """Anchor and positive of each pair number."""
+        word = jnp.searchsorted(ends, pair, side="right").clip(max=len(ends) - 1)
+        bit = bits.bit_of_rank(words.ravel()[word], pair - (ends - in_word.ravel())[word])
+        return word // words.shape[1], bit * words.shape[1] + word % words.shape[1]
 
     def mine_some(i, carry: Triplets) -> Triplets:
         pair = i * size + jnp.arange(size)
-        a = jnp.searchsorted(ends, pair, side="right").clip(max=n - 1)
-        p = order[(last[a] - (ends[a] - pair)).clip(0, n - 1)]
-        real = (pair < ends[-1]) & (a != p)
-        if study is not None:
-            real &= study[a] != study[p]
-        gap = jnp.where(real, distances[a, p], -jnp.inf)[:, None] - to_negative[a] + margin
-        hard = gap > 0
-        num_hard = hard.sum(1)
+        real = pair < ends[-1]
+        a, p = numbered(pair)
+        to_positive = jnp.where(real, distances[a, p.clip(max=m - 1)], -jnp.inf)[:, None]
+        hard = to_negative[a] < to_positive + margin
+        num_hard = bits.count(bits.pack(hard)).sum(1)
         if selection == "hardest":
             chosen = jnp.where(num_hard > 0, nearest[a], -1)
         else:
-            draw_from = hard & (gap < margin) if selection == "semihard" else hard
-            priority = _mix(
-                _mix(seed ^ (a * n + p).astype(jnp.uint32))[:, None] ^ candidate[None, :]
-            )
-            chosen = _argmax(priority, draw_from)
+            allowed = hard & (to_negative[a] > to_positive) if selection == "semihard" else hard
+            chosen = _draw(key, a, p, bits.pack(allowed))
         return Triplets(
             carry.negative.at[jnp.where(real, a, n), p].set(chosen.astype(jnp.int32), mode="drop"),
             carry.hard.at[a].add(num_hard),
-            carry.viable.at[a].add(jnp.where(real, num_negatives[a], 0)),
+            carry.viable,
         )
 
-    counts = jnp.zeros(n, jnp.int32)
-    none = Triplets(jnp.full((n, n), -1, jnp.int32), counts, counts)
+    viable = in_word.sum(1) * bits.count(bits.pack(negatives)).sum(1)
+    none = Triplets(jnp.full((n, m), -1, jnp.int32), jnp.zeros(n, jnp.int32), viable)
     return jax.lax.fori_loop(0, (ends[-1] + size - 1) // size, mine_some, none)
+
+
+def _draw(
+    key: Key[Array, ""], a: Int[Array, " c"], p: Int[Array, " c"], allowed: UInt32[Array, "c w"]
+) -> Int[Array, " c"]:
+    """One of the allowed columns of each pair, drawn uniformly; -1 where there is none."""
+    of_pair = jax.vmap(lambda a, p: jax.random.fold_in(jax.random.fold_in(key, a), p))
+    uniform = jax.vmap(jax.random.uniform)(of_pair(a, p))
+    found = bits.count(allowed).sum(1)
+    rank = jnp.minimum((uniform * found).astype(jnp.int32), found - 1)
+    return jnp.where(found > 0, bits.column(allowed, rank), -1)
+
+
+def positive_pairs(
+    labels: Int[ArrayLike, " n"],
+    reference_labels: Int[ArrayLike, " m"],
+    studies: Int[ArrayLike, " n"] | None = None,
+    reference_studies: Int[ArrayLike, " m"] | None = None,
+) -> Bool[Array, "n m"]:
+    """Which candidates have the anchor's label and, where studies are given, another study."""
+    a, c = jnp.asarray(labels)[:, None], jnp.asarray(reference_labels)[None, :]
+    pairs = (a == c) & (a >= 0)
+    if studies is None or reference_studies is None:
+        return pairs
+    return pairs & (jnp.asarray(studies)[:, None] != jnp.asarray(reference_studies)[None, :])
+
+
+def negative_pairs(
+    labels: Int[ArrayLike, " n"],
+    reference_labels: Int[ArrayLike, " m"],
+    related: Bool[ArrayLike, "k k"] | None = None,
+) -> Bool[Array, "n m"]:
+    """Which candidates have a label that is not related to the anchor's."""
+    a, c = jnp.asarray(labels), jnp.asarray(reference_labels)
+    known = (a >= 0)[:, None] & (c >= 0)[None, :]
+    if related is None:
+        return known & (a[:, None] != c[None, :])
+    return known & ~jnp.asarray(related)[:, c][a]
+
+
+def _first_minimum(x: Float[Array, "n m"]) -> Int[Array, " n"]:
+    """The column of each row's minimum, by two reductions that compile to vector code; argmin does not."""
+    column = jnp.arange(x.shape[1])[None, :]
+    return jnp.where(x == x.min(1, keepdims=True), column, x.shape[1]).min(1)
 
 
 def triplet_indices(triplets: Triplets) -> np.ndarray:
@@ -186,21 +252,6 @@ def triplet_indices(triplets: Triplets) -> np.ndarray:
     negative = np.asarray(triplets.negative)
     anchor, positive = np.nonzero(negative >= 0)
     return np.stack([anchor, positive, negative[anchor, positive]], axis=1)
-
-
-def _argmax(priority: UInt32[Array, "c n"], among: Bool[Array, "c n"]) -> Int[Array, " c"]:
-    """The column of highest priority among those allowed, -1 where none is: two plain max-reductions,
-    which compile to vector code where argmax does not."""
-    best = jnp.where(among, priority, 0).max(1, keepdims=True)
-    column = jnp.arange(priority.shape[1])[None, :]
-    return jnp.where(among & (priority == best), column, -1).max(1)
-
-
-def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A 32-bit integer hash (the finalizer of MurmurHash3): random priorities at 6 operations each."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
 
 
 def _dot(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
@@ -223,25 +274,41 @@ def check_choice(name: str, value: object, literal) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}.")
 
 
-def _check_cells(z, labels, studies, related) -> None:
-    shape = np.shape(z)
+def _check_cells(name: str, z, labels, studies, related) -> None:
+    shape, prefix = np.shape(z), "" if name == "z" else f"{name}_"
     if len(shape) != 2 or shape[0] < 1:
-        raise ValueError(f"z must be (cells, dimensions) with at least 1 cell, but is {shape}.")
-    for name, values in (("labels", labels), ("studies", studies)):
+        raise ValueError(
+            f"{name} must be (cells, dimensions) with at least 1 cell, but is {shape}."
+        )
+    for what, values in ((f"{prefix}labels", labels), (f"{prefix}studies", studies)):
         if values is None:
             continue
         if np.shape(values) != shape[:1]:
             raise ValueError(
-                f"{name} must have shape {shape[:1]}, one per row of z, but has {np.shape(values)}."
+                f"{what} must have shape {shape[:1]}, one per row of {name}, but has "
+                f"{np.shape(values)}."
             )
         if not jnp.issubdtype(jnp.result_type(values), jnp.integer):
-            raise ValueError(f"{name} must be integers, but are {jnp.result_type(values)}.")
-    if related is None:
+            raise ValueError(f"{what} must be integers, but are {jnp.result_type(values)}.")
+    if related is None or labels is None:
         return
     k = np.shape(related)[0] if np.ndim(related) else 0
     if np.shape(related) != (k, k):
         raise ValueError(f"related must be (labels, labels), but has shape {np.shape(related)}.")
     if not isinstance(labels, jax.core.Tracer) and np.max(labels) >= k:
         raise ValueError(
-            f"labels must be less than {k}, the size of related, but reach {np.max(labels)}."
+            f"{prefix}labels must be less than {k}, the size of related, but reach {np.max(labels)}."
         )
+
+
+def _check_masks(n: int, m: int, labels, reference_labels, positives, negatives) -> None:
+    for name, mask in (("positives", positives), ("negatives", negatives)):
+        if mask is None and labels is None:
+            raise ValueError(f"{name} must be given where there are no labels.")
+        if mask is None and reference_labels is None:
+            raise ValueError("reference_labels must be given with reference and labels.")
+        if mask is not None and (np.shape(mask), jnp.result_type(mask)) != ((n, m), jnp.bool_):
+            raise ValueError(
+                f"{name} must be boolean of shape {(n, m)}, (anchors, candidates), but is "
+                f"{jnp.result_type(mask)} of shape {np.shape(mask)}."
+            )
