@@ -11,6 +11,7 @@ from jaxmetric.metrics import ontology_silhouette
 from jaxmetric.mining import Triplets, mine_triplets, pairwise_distances, triplet_indices
 from jaxmetric.model import Autoencoder, Decoder, Encoder
 from jaxmetric.ontology import CellOntology, UnknownLabelError
+from jaxmetric.retrieval import retrieval_scores
 
 __all__ = [
     "Autoencoder",
@@ -29,6 +30,7 @@ __all__ = [
     "ontology_silhouette",
     "pairwise_distances",
     "read_cells",
+    "retrieval_scores",
     "triplet_indices",
     "triplet_loss",
     "triplet_losses",

@@ -1,6 +1,7 @@
 """Scores of an embedding: ontology-aware silhouette width, k-nearest-neighbour label transfer."""
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxmetric.config import Divisor, Metric
 from jaxmetric.mining import check_choice, pairwise_distances
 
 CHUNK = 2**24  # distances held at a time where a matrix of distances is walked in chunks
+ROWS = 2**16  # cells scored at a time where sums over labels are enough
 
 
 def ontology_silhouette(
@@ -68,23 +70,26 @@ def silhouette_widths(
     if labels.max(initial=-1) >= k:
         raise ValueError(f"labels must be less than {k}, the size of descendants.")
     below = np.zeros((k, k), bool) if descendants is None else np.asarray(descendants, bool)
-    return np.asarray(_silhouette_widths(z, labels, below, metric, divisor))
+    size = np.bincount(labels[labels >= 0], minlength=k).astype(np.float32)
+    sums = _euclidean_sums if metric == "euclidean" else _decomposed_sums
+    widths = [
+        _widths(to_labels, labels[rows], size, below, divisor)
+        for rows, to_labels in sums(z, labels, size, metric)
+    ]
+    return np.concatenate([np.zeros(0, np.float32), *jax.device_get(widths)])
 
 
-@functools.partial(jax.jit, static_argnames=("metric", "divisor"))
-def _silhouette_widths(
-    z: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+@functools.partial(jax.jit, static_argnames="divisor")
+def _widths(
+    sums: Float[Array, "c k"],
+    labels: Int[Array, " c"],
+    size: Float[Array, " k"],
     below: Bool[Array, "k k"],
-    metric: Metric,
     divisor: Divisor,
-) -> Float[Array, " n"]:
+) -> Float[Array, " c"]:
+    """Silhouette widths from the sums of distances to each label's members."""
     itself = jnp.eye(len(below), dtype=bool)
-    members = jax.nn.one_hot(labels, len(below))  # a row of zeros for a negative label
-    size = members.sum(0)
-    sums = _distance_sums(z, members, metric)
-
-    own = (itself | below)[labels].astype(z.dtype)
+    own = (itself | below)[labels].astype(sums.dtype)
     other = ~(itself | below | below.T)[labels] & (size > 1)[None, :]
     others_in_own = own @ size - 1
     count = others_in_own - (divisor == "count-1")
@@ -94,31 +99,69 @@ def _silhouette_widths(
     return jnp.where((labels >= 0) & (others_in_own >= 2) & other.any(1), width, jnp.nan)
 
 
-def _distance_sums(
-    z: Float[Array, "n d"], members: Float[Array, "n k"], metric: Metric
-) -> Float[Array, "n k"]:
-    """Sum of the distances from each cell to the members of each label.
+def _decomposed_sums(
+    z, labels, size, metric: Metric
+) -> Iterator[tuple[slice, Float[Array, "c k"]]]:
+    """Sums of squared distances to each label's members, for chunks of cells, from sums over labels:
 
-    sum_j |z - z_j|^2 = n_l |z|^2 + sum_j |z_j|^2 - 2 z . sum_j z_j, over the label's members j.
+    sum_j |x - z_j|^2 = n_l |x|^2 + sum_j |z_j|^2 - 2 x . sum_j z_j, over the label's members j, seen
+    from the mean of all. Cosine distance of unit rows is half of that.
     """
-    if metric == "euclidean":
-        return _euclidean_sums(z, members)
+    chunks = [slice(i, i + ROWS) for i in range(0, len(z), ROWS)]
+    mean = sum(_prepared(z[rows], 0.0, metric).sum(0) for rows in chunks) / max(len(z), 1)
+    parts = [
+        _label_sums(_prepared(z[rows], mean, metric), labels[rows], len(size)) for rows in chunks
+    ]
+    total, squared = jax.tree.map(lambda *parts: sum(parts), *parts) if parts else (0.0, 0.0)
+    for rows in chunks:
+        yield rows, _sums_to_labels(_prepared(z[rows], mean, metric), size, total, squared, metric)
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _prepared(z: Float[Array, "c d"], mean, metric: Metric) -> Float[Array, "c d"]:
     if metric == "cosine":
         z = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-    z = z - z.mean(0, keepdims=True)
-    dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    squared = (z**2).sum(1)
-    sums = squared[:, None] * members.sum(0)[None, :] + dot(squared, members)[None, :]
-    sums = jnp.maximum(sums - 2 * dot(z, dot(z.T, members)), 0.0)
-    return sums / 2 if metric == "cosine" else sums  # of unit rows: 1 - x.y = |x - y|^2 / 2
+    return z - jnp.broadcast_to(mean, z.shape)
 
 
-def _euclidean_sums(z: Float[Array, "n d"], members: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    def sums(i):
-        distances = pairwise_distances(z[i][None], z, "euclidean")[0]
-        return distances.at[i].set(0.0) @ members  # to itself: exactly 0
+@functools.partial(jax.jit, static_argnames="k")
+def _label_sums(
+    z: Float[Array, "c d"], labels: Int[Array, " c"], k: int
+) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
+    members = jax.nn.one_hot(labels, k)  # a row of zeros for a negative label
+    return _dot(members.T, z), _dot(members.T, (z**2).sum(1))
 
-    return jax.lax.map(sums, jnp.arange(len(z)), batch_size=max(1, CHUNK // len(z)))
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _sums_to_labels(
+    z: Float[Array, "c d"],
+    size: Float[Array, " k"],
+    total: Float[Array, "k d"],
+    squared: Float[Array, " k"],
+    metric: Metric,
+) -> Float[Array, "c k"]:
+    norms = (z**2).sum(1)[:, None]
+    sums = jnp.maximum(norms * size[None, :] + squared[None, :] - 2 * _dot(z, total.T), 0.0)
+    return sums / 2 if metric == "cosine" else sums
+
+
+def _euclidean_sums(z, labels, size, metric: Metric) -> Iterator[tuple[slice, Float[Array, "c k"]]]:
+    """Sums of distances to each label's members, for chunks of cells: every pair is walked."""
+    rows = max(1, CHUNK // max(len(z), 1))
+    for i in range(0, len(z), rows):
+        chunk = slice(i, min(i + rows, len(z)))
+        yield chunk, _pair_sums(z[chunk], z, labels, i, len(size))
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _pair_sums(x, z, labels, start, k: int) -> Float[Array, "c k"]:
+    distances = pairwise_distances(x, z, "euclidean")
+    itself = start + jnp.arange(len(x))[:, None] == jnp.arange(len(z))[None, :]
+    return _dot(jnp.where(itself, 0.0, distances), jax.nn.one_hot(labels, k))
+
+
+def _dot(x, y):
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 class Neighbors(NamedTuple):
@@ -129,19 +172,26 @@ class Neighbors(NamedTuple):
 
 
 def nearest_neighbors(
-    query: Float[ArrayLike, "q d"], reference: Float[ArrayLike, "r d"], k: int = 15
+    query: Float[ArrayLike, "q d"],
+    reference: Float[ArrayLike, "r d"],
+    k: int = 15,
+    *,
+    exclude_self: bool = False,
 ) -> Neighbors:
     """The k nearest reference cells of each query cell in Euclidean distance: exact, in chunks.
+
+    With `exclude_self`, query and reference are the same cells, and none is a neighbour of itself.
 
     Raises:
       ValueError: when there are fewer than k reference cells.
     """
     query, reference = np.asarray(query, np.float32), np.asarray(reference, np.float32)
-    if not 1 <= k <= len(reference):
-        raise ValueError(f"k must be from 1 to {len(reference)}, the reference cells, but is {k}.")
+    most = len(reference) - exclude_self
+    if not 1 <= k <= most:
+        raise ValueError(f"k must be from 1 to {most}, the reference cells, but is {k}.")
     rows = max(1, CHUNK // len(reference))
     found = [
-        jax.device_get(_nearest(query[i : i + rows], reference, k))
+        jax.device_get(_nearest(query[i : i + rows], reference, i if exclude_self else -1, k))
         for i in range(0, len(query), rows)
     ]
     if not found:
@@ -150,9 +200,13 @@ def nearest_neighbors(
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _nearest(query, reference, k):
-    distances, indices = jax.lax.top_k(-pairwise_distances(query, reference, "euclidean"), k)
-    return indices, -distances
+def _nearest(query, reference, first_self, k):
+    """The neighbours of query cells that are the reference cells from `first_self` on, if that is >= 0."""
+    distances = pairwise_distances(query, reference, "euclidean")
+    own = first_self + jnp.arange(len(query))[:, None] == jnp.arange(len(reference))[None, :]
+    distances = jnp.where(own & (first_self >= 0), jnp.inf, distances)
+    negated, indices = jax.lax.top_k(-distances, k)
+    return indices, -negated
 
 
 def transfer_labels(

@@ -67,3 +67,24 @@ def silhouette_widths(D, labels, descendants):
         a, b = np.mean([D[i, j] for j in own]), min(means)
         widths.append((b - a) / max(a, b) if max(a, b) > 0 else 0.0)
     return np.array(widths)
+
+
+def retrieval(D, truth, known, relevant, itself):
+    """Means over the query cells that have a relevant reference cell; {} where none has."""
+    rows = []
+    for i, label in enumerate(truth):
+        others = [j for j in range(len(known)) if not (itself and i == j)]
+        flags = [bool(relevant[label][known[j]]) for j in sorted(others, key=lambda j: D[i, j])]
+        R = sum(flags)
+        if R == 0:
+            continue
+        precision = [sum(flags[: i + 1]) / (i + 1) for i in range(R)]
+        rows.append(
+            {
+                "precision_at_1": float(flags[0]),
+                "r_precision": precision[R - 1],
+                "map_at_r": sum(p for p, hit in zip(precision, flags, strict=False) if hit) / R,
+                "mrr": 1 / (1 + flags.index(True)),
+            }
+        )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
