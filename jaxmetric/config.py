@@ -136,6 +136,11 @@ class Config:
         return cls(**(reference | overrides))
 
     @property
+    def sizes(self) -> dict:
+        """The sizes of the networks."""
+        return {"hidden_dim": self.hidden_dim, "latent_dim": self.latent_dim}
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """The groups of weights: the layers of both networks."""
         hidden = [f"hidden_{i}" for i in range(len(self.hidden_dim))]
@@ -169,7 +174,7 @@ class Config:
     def _require(self, name: str, expected: str, holds) -> None:
         value = getattr(self, name)
         if not holds(value):
-            raise ValueError(f"Config.{name} must be {expected}, but is {value!r}.")
+            raise ValueError(f"Config.{name} must be {expected}, but is {value!r:.100}.")
 
     def to_dict(self) -> dict:
         """The fields as JSON types."""
@@ -203,4 +208,6 @@ def _whole(value: object, below: int = 2**63) -> bool:
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
