@@ -32,11 +32,11 @@ class Config:
     """A negative must be farther from the anchor than the positive is, by this much."""
     negative_selection: Selection = "semihard"
     """Which negative a pair gets: a random one inside the margin, the nearest, or any violating."""
-    metric: Metric = "euclidean"
+    metric: Metric = "sqeuclidean"
     """Distance of the triplet loss, and of the miner unless `mining_metric` names another."""
     mining_metric: Metric | None = None
     """Distance of the miner; None: `metric`, so that the miner's margin is the loss's margin."""
-    both_orders: bool = False
+    both_orders: bool = True
     """Mine each pair of cells in both orders; otherwise the earlier cell of the batch is the anchor."""
     sample_across_studies: bool = True
     """Anchor and positive must come from different studies."""
