@@ -165,6 +165,11 @@ def load_model(directory: Path, shapes: Callable[[dict], dict]) -> tuple[dict, d
 
 def _read_meta(directory: Path) -> dict:
     path = directory / "model.json"
+    if (directory / "encoder.ckpt").exists():
+        raise ModelFileError(
+            f"{directory} is a SCimilarity model directory: turn it into ours with `jaxmetric import` "
+            "or `jaxmetric.load_scimilarity`."
+        )
     if not path.is_file():
         raise ModelFileError(
             f"{directory} is no model directory: there is no {path}. Expected what `model.save` or "

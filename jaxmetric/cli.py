@@ -1,5 +1,6 @@
 """The shell: `jaxmetric demo | train | embed | evaluate | import | export`."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -7,7 +8,7 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import anndata
 import tyro
@@ -17,6 +18,7 @@ import jaxmetric as jm
 from jaxmetric.checkpoint import write_h5ad, write_json
 from jaxmetric.data import Values
 from jaxmetric.evaluation import score_table
+from jaxmetric.warm_start import check_sizes
 
 DESCRIPTION = "Metric learning for single-cell RNA-seq: train, use and evaluate cell embeddings."
 
@@ -74,7 +76,10 @@ class Train:
     validation: tuple[str, ...] = ()
     """Studies to hold out and score after each epoch."""
     init: Path | None = None
-    """A model directory to start from, with its genes and its network sizes; see also --freeze."""
+    """A model directory to start from, with its genes, its network sizes and, where flags do not say
+    otherwise, its hyperparameters; see also --freeze."""
+    scimilarity: bool = False
+    """SCimilarity's own numerics and hyperparameters where flags do not say otherwise."""
     quiet: bool = False
     """No progress bar, warnings only."""
     tensorboard: bool = False
@@ -84,6 +89,8 @@ class Train:
         if self.quiet:
             logging.getLogger("jaxmetric").setLevel(logging.WARNING)
         init = None if self.init is None else jm.load(self.init)
+        if init is not None:
+            check_sizes(self.config, init)
         cells = _read(self.files, self.labels, self.matrix, None if init is None else init.genes)
         jm.fit(
             cells,
@@ -148,10 +155,10 @@ class Evaluate:
 
     def __call__(self) -> None:
         model = jm.load(self.model)
-        cells = _read(self.files, self.labels, self.matrix)
+        cells = _read(self.files, self.labels, self.matrix, model.genes)
         query = cells.select(cells.in_studies(self.studies)) if self.studies else cells
         if self.reference:
-            reference = _read(self.reference, self.labels, self.matrix)
+            reference = _read(self.reference, self.labels, self.matrix, model.genes)
         else:
             reference = cells.select(~cells.in_studies(self.studies)) if self.studies else None
         if reference is not None and not self.all_labels:
@@ -195,14 +202,37 @@ class Export:
         print(f"for SCimilarity: {self.out}")
 
 
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Embed, tyro.conf.subcommand("embed")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Import, tyro.conf.subcommand("import")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-)
+def _commands(base: jm.Config) -> Any:
+    """The commands, with the base's values as the defaults of `train`'s flags."""
+    train = Train(
+        files=tyro.MISSING,
+        directory=tyro.MISSING,
+        labels=Labels(label_key=tyro.MISSING),
+        matrix=Matrix(),
+        config=base,
+    )
+    return (
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Train, tyro.conf.subcommand("train", default=train)]
+        | Annotated[Embed, tyro.conf.subcommand("embed")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Import, tyro.conf.subcommand("import")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+    )
+
+
+def _base_config(arguments: list[str]) -> jm.Config:
+    """What the flags of `train` change: the config of the model to start from, or a preset."""
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--init", nargs="?")
+    look.add_argument("--scimilarity", action="store_true")
+    found, _ = look.parse_known_args(arguments)
+    if arguments[:1] != ["train"] or not (found.init or found.scimilarity):
+        return jm.Config()
+    if found.scimilarity:
+        sizes = {} if not found.init else jm.load(found.init).config.sizes
+        return jm.Config.scimilarity(**sizes)
+    return dataclasses.replace(jm.load(found.init).config, freeze=())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -211,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("jaxmetric").setLevel(logging.INFO)
     try:
         _parse(arguments)()
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         _fail(str(error))
 
 
@@ -233,11 +263,12 @@ def _read(
 
 def _parse(arguments: list[str] | None):
     """The command, from the arguments; tyro's boxed complaints become one line."""
+    commands = _commands(_base_config(sys.argv[1:] if arguments is None else arguments))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                Command,
+                commands,
                 prog="jaxmetric",
                 description=DESCRIPTION,
                 args=arguments,

@@ -32,11 +32,11 @@ class Config:
     """A negative must be farther from the anchor than the positive is, by this much."""
     negative_selection: Selection = "semihard"
     """Which negative a pair gets: a random one inside the margin, the nearest, or any violating."""
-    metric: Metric = "euclidean"
+    metric: Metric = "sqeuclidean"
     """Distance of the triplet loss, and of the miner unless `mining_metric` names another."""
     mining_metric: Metric | None = None
     """Distance of the miner; None: `metric`, so that the miner's margin is the loss's margin."""
-    both_orders: bool = False
+    both_orders: bool = True
     """Mine each pair of cells in both orders; otherwise the earlier cell of the batch is the anchor."""
     sample_across_studies: bool = True
     """Anchor and positive must come from different studies."""
@@ -136,6 +136,11 @@ class Config:
         return cls(**(reference | overrides))
 
     @property
+    def sizes(self) -> dict:
+        """The sizes of the networks."""
+        return {"hidden_dim": self.hidden_dim, "latent_dim": self.latent_dim}
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """The groups of weights: the layers of both networks."""
         hidden = [f"hidden_{i}" for i in range(len(self.hidden_dim))]
@@ -169,7 +174,7 @@ class Config:
     def _require(self, name: str, expected: str, holds) -> None:
         value = getattr(self, name)
         if not holds(value):
-            raise ValueError(f"Config.{name} must be {expected}, but is {value!r}.")
+            raise ValueError(f"Config.{name} must be {expected}, but is {value!r:.100}.")
 
     def to_dict(self) -> dict:
         """The fields as JSON types."""
@@ -203,4 +208,6 @@ def _whole(value: object, below: int = 2**63) -> bool:
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

@@ -74,12 +74,17 @@ class Cells:
 
     def with_genes(self, genes: Sequence[str], min_gene_overlap: float = 0.2) -> "Cells":
         """The same cells in another gene order: columns by name, zero where a gene is missing."""
-        X, missing = align_genes(self.X, self.genes, genes, min_gene_overlap)
+        X, new = align_genes(self.X, self.genes, genes, min_gene_overlap)
+        absent = {*new, *self.missing_genes}
+        missing = tuple(gene for gene in genes if gene in absent)
         return dataclasses.replace(self, X=X, genes=tuple(genes), missing_genes=missing)
 
     def with_only(self, labels: Sequence[str]) -> "Cells":
-        """The cells whose label is among the given ones."""
-        named = [i for i, name in enumerate(self.label_names) if name in set(labels)]
+        """The cells whose label is among the given ones; with an ontology, whose term is."""
+        wanted, names = set(labels), list(self.label_names)
+        if self.ontology is not None:
+            wanted, names = set(self.ontology.find(labels)) - {None}, self.ontology.find(names)
+        named = [i for i, name in enumerate(names) if name in wanted]
         return self.select(np.isin(self.labels, named))
 
     def with_labels(self, names: Sequence[str]) -> "Cells":

@@ -22,7 +22,13 @@ from jaxmetric.sharding import by_cell, cell_mesh, check_divides, put_batch, rep
 from jaxmetric.split import split, usable_cells
 from jaxmetric.train import init_state, train_step
 from jaxmetric.validation import validator
-from jaxmetric.warm_start import digest, join_labels, with_genes_of, with_sizes_of
+from jaxmetric.warm_start import (
+    check_networks,
+    digest,
+    join_labels,
+    with_genes_of,
+    with_sizes_of,
+)
 
 log = logging.getLogger("jaxmetric")
 LOGGED = (
@@ -53,14 +59,15 @@ def fit(
 
     Args:
       cells: labelled cells, from `read_cells`.
-      config: hyperparameters; default `Config()`.
+      config: hyperparameters; None: `Config()`.
       directory: the run's directory. It gets `run.json` (what the run is), `metrics.jsonl` (a row
         per epoch), `checkpoints/` and, at the end, `model/`. A run that was interrupted goes on from
         its newest checkpoint; a finished one is returned. None: nothing is written.
       validation: names of studies to hold out, or held-out cells. They are scored after each epoch.
       init: a model to start from, ours or imported. The cells' genes are aligned to its order (of
         several files, read with `genes=model.genes`, or only shared genes are left), new labels join
-        its own, and the sizes of the networks are its sizes; every other hyperparameter is `config`'s.
+        its own, and the sizes of the networks are its sizes. The other hyperparameters are `config`'s;
+        None: the model's own, nothing frozen.
       freeze: groups of weights that stay as they are, as in `Config.freeze`, which it replaces.
       devices: devices to train on; default all. They share each batch.
       progress: show a progress bar, on a terminal.
@@ -69,17 +76,18 @@ def fit(
     Raises:
       ValueError: for data that cannot be trained on, or a directory that belongs to another run.
     """
-    config = config or Config()
     require_cells(cells, "cells")
     if isinstance(init, str | Path):
         init = load(init)
-    if init is not None:
-        config, cells = with_sizes_of(config, init), with_genes_of(cells, init)
+    if init is None:
+        config = config or Config()
+    else:
+        config = with_sizes_of(config or dataclasses.replace(init.config, freeze=()), init)
+        cells = with_genes_of(cells, init)
     if freeze is not None:
         freeze = (freeze,) if isinstance(freeze, str) else tuple(freeze)
         config = dataclasses.replace(config, freeze=freeze)
-    if config.frozen_groups:
-        log.info("frozen: %s", ", ".join(config.frozen_groups))
+    check_networks(config, init)
     train, held_out = split(cells, validation)
     train, dropped = usable_cells(train, config)
     if held_out is not None:
@@ -92,6 +100,7 @@ def fit(
         "dropped": dropped,
         "studies": [train.study_names[i] for i in np.unique(train.studies)],
         "values": train.values,
+        "missing_genes": len(train.missing_genes),
         "steps": config.max_epochs * config.steps_per_epoch,
         "validation_cells": 0 if held_out is None else len(held_out),
     }
@@ -123,7 +132,7 @@ def fit(
         labels=labels,
         variables=variables,
         label_ids=label_ids,
-        ontology_version=train.ontology.version if train.ontology else None,
+        ontology_version=train.ontology.version if train.ontology and label_ids else None,
         trained_on=trained_on,
         history=pd.DataFrame(history),
     )

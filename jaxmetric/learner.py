@@ -22,7 +22,7 @@ from jaxmetric.data import Cells, Values, read_cells, require_cells
 from jaxmetric.evaluation import score_embedding, svd_embedding
 from jaxmetric.expression import expression
 from jaxmetric.model import Autoencoder
-from jaxmetric.ontology import CellOntology, UnknownLabelError
+from jaxmetric.ontology import CellOntology
 from jaxmetric.scimilarity import SCimilarityModel, read_model, write_model
 from jaxmetric.sharding import by_cell, cell_mesh, put_batch, replicated
 from jaxmetric.train import autoencoder
@@ -40,7 +40,8 @@ class MetricLearning:
       genes: the genes it reads, in order.
       labels: the labels it was trained on.
       variables: `params` and `batch_stats` of the networks.
-      label_ids: ontology ids of the labels; None for plain class labels.
+      label_ids: ontology ids of the labels, None for one that is no term (of an imported model);
+        None for plain class labels.
       ontology_version: release and relations of the ontology; None for plain class labels.
       trained_on: counts of cells read, dropped and used, and what their values were.
       history: one row of metrics per epoch.
@@ -50,7 +51,7 @@ class MetricLearning:
     genes: tuple[str, ...]
     labels: tuple[str, ...]
     variables: dict
-    label_ids: tuple[str, ...] | None = None
+    label_ids: tuple[str | None, ...] | None = None
     ontology_version: str | None = None
     trained_on: dict = dataclasses.field(default_factory=dict)
     history: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
@@ -244,18 +245,17 @@ def load_scimilarity(directory: str | Path) -> MetricLearning:
     """
     config, genes, labels, variables, steps = read_model(Path(directory))
     ontology = CellOntology.default()
-    try:
-        label_ids, version = tuple(ontology.resolve(labels)), ontology.version
-    except UnknownLabelError as error:
-        log.info("labels without ids, as some are unknown: %s", error)
-        label_ids, version = None, None
+    label_ids = ontology.find(labels)
+    unknown = [label for label, id_ in zip(labels, label_ids, strict=True) if id_ is None]
+    if unknown:
+        log.warning("%d labels are no terms of %s: %s", len(unknown), ontology.version, unknown)
     return MetricLearning(
         config=config,
         genes=genes,
         labels=labels,
         variables=variables,
-        label_ids=label_ids,
-        ontology_version=version,
+        label_ids=tuple(label_ids),
+        ontology_version=ontology.version,
         trained_on={"imported_from": "SCimilarity", "values": "lognorm", "steps": steps},
     )
 

@@ -120,6 +120,10 @@ class CellOntology:
         """The id of each label."""
         return [self.ids[term] for term in self._terms(labels)]
 
+    def find(self, labels: Iterable[str]) -> list[str | None]:
+        """The id of each label, None for those that are no terms."""
+        return [self.ids[term] if term >= 0 else None for term in map(self._find, labels)]
+
     def name(self, label: str) -> str:
         """The name of the term that a label (name or id) means."""
         return self.names[self._terms([label])[0]]
@@ -189,7 +193,7 @@ class CellOntology:
 
     def _terms(self, labels: Iterable[str]) -> list[int]:
         labels = [str(label) for label in labels]
-        terms = [self._exact.get(x, self._folded.get(x.casefold(), -1)) for x in labels]
+        terms = [self._find(x) for x in labels]
         if -1 in terms:
             unknown = {x for x, term in zip(labels, terms, strict=True) if term == -1}
             raise UnknownLabelError(
@@ -199,6 +203,9 @@ class CellOntology:
                 "ontology=None, on the command line --ontology none."
             )
         return terms
+
+    def _find(self, label: str) -> int:
+        return self._exact.get(label, self._folded.get(label.casefold(), -1))
 
     def _near(self, label: str) -> str:
         spellings = difflib.get_close_matches(label.casefold(), self._folded, n=3)

@@ -66,12 +66,12 @@ def read_model(directory: Path) -> SCimilarityModel:
       SCimilarityModelError: when a file is missing, or does not fit the others.
       TorchFileError: when a `.ckpt` file is damaged, or no plain state dict.
     """
-    encoder = read_state_dict(_present(directory / ENCODER))
+    encoder = _read_tensors(directory / ENCODER)
     _check_layer_sizes(encoder, directory / LAYERS)
     variables, sizes = _variables(encoder, "encoder", directory / ENCODER)
     num_genes, *hidden_dim, latent_dim = sizes
-    if (directory / DECODER).exists():
-        decoder = read_state_dict(directory / DECODER)
+    if (directory / DECODER).exists() or (directory / DECODER).is_symlink():
+        decoder = _read_tensors(directory / DECODER)
         part, found = _variables(decoder, "decoder", directory / DECODER)
         if found != sizes[::-1]:
             raise SCimilarityModelError(
@@ -105,12 +105,42 @@ def write_model(directory: Path, model: SCimilarityModel) -> None:
         "hidden_dim": fields["hidden_dim"],
         "perturb_labels": fields["perturb_labels_fraction"] > 0,
     }
+    _check_writable(model.genes, "genes")
+    _check_writable(model.labels, "labels")
     (directory / HYPERPARAMETERS).write_text(json.dumps(hyperparameters))
     (directory / GENES).write_text("\n".join(model.genes), encoding="utf-8")
     rows = io.StringIO()
     writer = csv.writer(rows, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerows([("", 0), *enumerate(model.labels)])
     (directory / LABELS).write_text(rows.getvalue(), encoding="utf-8")
+
+
+def _check_writable(names: tuple[str, ...], what: str) -> None:
+    odd = [name for name in names if name != name.strip() or len(name.splitlines()) != 1]
+    if odd:
+        raise ValueError(
+            f"SCimilarity's files hold a name a line, so {what} cannot begin or end with white space, "
+            f"be empty or have line breaks: {odd[:3]!r:.200}."
+        )
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise SCimilarityModelError(
+            f"{path.parent} is no SCimilarity model directory: there is no {path}."
+        )
+    return path
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    tensors = read_state_dict(_present(path))
+    wanted = 4 * sum(tensor.size for tensor in tensors.values())
+    if wanted > 4 * path.stat().st_size:  # tensors that share bytes grow when they are copied
+        raise SCimilarityModelError(
+            f"{path} describes {wanted} bytes of weights in {path.stat().st_size} bytes: not a file that "
+            "SCimilarity wrote."
+        )
+    return tensors
 
 
 def _paths(part: str, depth: int) -> dict[str, tuple[str, ...]]:
@@ -151,7 +181,7 @@ def _variables(tensors: dict, part: str, path: Path) -> tuple[dict, list[int]]:
     if depth < 1 or absent or foreign:
         raise SCimilarityModelError(
             f"{path} must hold the tensors of SCimilarity's {part}, but lacks "
-            f"{absent[:3] or 'none'} and has {foreign[:3] or 'none'} beside them."
+            f"{absent[:3] or 'none'} and has {foreign[:3] or 'none'!r:.200} beside them."
         )
     kernels = [tensors[name] for name, at in paths.items() if at[-1:] == ("kernel",)]
     if any(kernel.ndim != 2 for kernel in kernels):
@@ -196,7 +226,7 @@ def _tensors(variables: dict, part: str, steps: int) -> dict[str, np.ndarray]:
 def _steps(tensors: dict) -> int:
     counts = [tensor for name, tensor in tensors.items() if name.endswith(STEPS)]
     whole = [int(count) for count in counts if count.dtype.kind in "iu" and count.shape == ()]
-    return max(whole, default=0)
+    return min(max(whole, default=0), 2**62)  # a sum with the steps to come stays an int64
 
 
 def _put(tree: dict, path: tuple[str, ...], leaf: np.ndarray) -> None:
@@ -217,18 +247,10 @@ def _finite(tensor: np.ndarray, name: str) -> np.ndarray:
     return tensor
 
 
-def _present(path: Path) -> Path:
-    if not path.is_file():
-        raise SCimilarityModelError(
-            f"{path.parent} is no SCimilarity model directory: there is no {path}."
-        )
-    return path
-
-
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(_present(path).read_text(encoding="utf-8"))
-    except (RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(_present(path).read_text(encoding="utf-8-sig"))
+    except (RecursionError, ValueError) as error:
         raise SCimilarityModelError(f"{path} is no JSON file: {error}") from error
     if not isinstance(content, dict):
         raise SCimilarityModelError(
@@ -238,7 +260,11 @@ def _read_json(path: Path) -> dict:
 
 
 def _check_layer_sizes(encoder: dict, path: Path) -> None:
-    for name, shape in _read_json(path).items():
+    shapes = _read_json(path)
+    absent = [name for name, tensor in encoder.items() if tensor.ndim == 2 and name not in shapes]
+    if absent:
+        raise SCimilarityModelError(f"{path} must give the shape of {absent[0]!r:.80}.")
+    for name, shape in shapes.items():
         found = list(encoder[name].shape) if name in encoder else "no such tensor"
         if found != shape:
             raise SCimilarityModelError(
@@ -258,14 +284,15 @@ def _read_config(path: Path, hidden_dim: tuple[int, ...], latent_dim: int) -> Co
 
 
 def _read_genes(path: Path) -> tuple[str, ...]:
-    genes = tuple(line.strip() for line in _lines(path))
+    lines = _read_text(path).split("\n")
+    genes = tuple(line.strip() for line in (lines[:-1] if lines[-1] == "" else lines))
     _check_distinct(genes, "genes", path)
     return genes
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
     try:
-        _, *rows = csv.reader(_lines(path), strict=True)
+        _, *rows = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
         numbered = {int(number): label for number, label in rows}
     except (ValueError, csv.Error) as error:
         raise SCimilarityModelError(
@@ -278,9 +305,9 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     return labels
 
 
-def _lines(path: Path) -> list[str]:
+def _read_text(path: Path) -> str:
     try:
-        return _present(path).read_text(encoding="utf-8").splitlines()
+        return _present(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SCimilarityModelError(f"{path} is no text file: {error}") from error
 

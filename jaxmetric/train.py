@@ -134,7 +134,7 @@ def train_step(
         l1 = l1_penalty(l1_layer(params["encoder"], config))
         loss = mixed_loss(triplet, mse, config.triplet_loss_weight) + config.l1 * rate * l1
         info = {"loss": loss, "triplet_loss": triplet, "mse": mse}
-        return loss, (updates["batch_stats"], info | _counts(losses, triplets))
+        return loss, (updates["batch_stats"], info | _counts(losses, triplets, config))
 
     grads, (batch_stats, info) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
@@ -175,7 +175,7 @@ def eval_step(
     z, y = autoencoder(config, num_genes).apply(variables, x)
     triplets = _mine(key, z, batch.labels, None, label_set, config)
     losses = triplet_losses(z, triplets, margin=config.margin, metric=config.metric)
-    sums = {"triplet_loss": losses.sum()} | _counts(losses, triplets)
+    sums = {"triplet_loss": losses.sum()} | _counts(losses, triplets, config)
     return EvalInfo(z, ((x - y) ** 2).sum(1) * batch.real, (x**2).sum(1) * batch.real, sums)
 
 
@@ -234,10 +234,12 @@ def _mine(key, z, labels, studies, label_set: LabelSet, config: Config) -> Tripl
     )
 
 
-def _counts(losses: Float[Array, "n n"], triplets: Triplets) -> dict[str, Any]:
+def _counts(losses: Float[Array, "n n"], triplets: Triplets, config: Config) -> dict[str, Any]:
+    pretended = empty_triplet_loss(config) > 0  # SCimilarity counts the triplet that it makes up
+    nonzero = jnp.where(triplets.mask.any(), (losses > 0).sum(), pretended)
     return {
         "num_triplets": triplets.num_triplets,
-        "num_nonzero": (losses > 0).sum().astype(jnp.float32),
+        "num_nonzero": nonzero.astype(jnp.float32),
         "num_hard": triplets.num_hard,
         "num_viable": triplets.num_viable,
     }

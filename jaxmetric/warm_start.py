@@ -12,23 +12,43 @@ from jaxmetric.data import Cells
 from jaxmetric.learner import MetricLearning
 
 log = logging.getLogger("jaxmetric")
-SIZES = ("hidden_dim", "latent_dim")
 
 
 def with_sizes_of(config: Config, model: MetricLearning) -> Config:
-    """The config with the sizes of the model's networks, which cannot be other ones.
+    """The config with the sizes of the model's networks where it has the default ones.
 
     Raises:
       ValueError: when the config asks for other sizes.
     """
-    sizes = {name: getattr(model.config, name) for name in SIZES}
-    for name, size in sizes.items():
-        if getattr(config, name) not in (size, getattr(Config(), name)):
+    default = Config().sizes
+    left_out = {n: size for n, size in model.config.sizes.items() if config.sizes[n] == default[n]}
+    config = dataclasses.replace(config, **left_out)
+    check_sizes(config, model)
+    return config
+
+
+def check_sizes(config: Config, model: MetricLearning) -> None:
+    """Raises a ValueError unless the config has the sizes of the model's networks."""
+    for name, found in model.config.sizes.items():
+        if config.sizes[name] != found:
             raise ValueError(
-                f"Config.{name} is {getattr(config, name)}, but the model to start from has {size}: "
-                f"leave out {name}."
+                f"Config.{name} is {config.sizes[name]}, but the model to start from has {found}: "
+                "leave it out."
             )
-    return dataclasses.replace(config, **sizes)
+
+
+def check_networks(config: Config, model: MetricLearning | None) -> None:
+    """Says what is frozen and what is new; raises a ValueError where both are true."""
+    frozen = config.frozen_groups
+    if frozen:
+        log.info("frozen: %s", ", ".join(frozen))
+    if model is not None and not model.has_decoder:
+        log.warning("the model to start from has no decoder: a new one is trained")
+        if any(group.startswith("decoder/") for group in frozen):
+            raise ValueError(
+                "the model to start from has no decoder, so there is none to freeze: leave "
+                f"{', '.join(config.freeze)} out of freeze."
+            )
 
 
 def with_genes_of(cells: Cells, model: MetricLearning) -> Cells:
@@ -45,10 +65,10 @@ def with_genes_of(cells: Cells, model: MetricLearning) -> Cells:
 
 def join_labels(
     model: MetricLearning, cells: Cells, labels: tuple[str, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+) -> tuple[tuple[str, ...], tuple[str | None, ...] | None]:
     """The model's labels, in their order, then the new ones; and the ids of all.
 
-    With an ontology a label is new when its term is: the model may call it by an older name.
+    With an ontology a label is new when its term is: the model may call it by another name.
     """
     if cells.ontology is None or model.label_ids is None:
         return (*model.labels, *(name for name in labels if name not in model.labels)), None

@@ -5,7 +5,7 @@ import sys
 import anndata
 import numpy as np
 import pytest
-from conftest import make_adata
+from conftest import DATA, make_adata
 
 import jaxmetric as jm
 from jaxmetric.cli import main
@@ -57,10 +57,12 @@ def test_train_embed_evaluate(file, tmp_path, capsys):
         (["train", *KEYS, "--directory", "RUN"], "no data"),
         (["train", "FILE", "--label-key", "kind", "--directory", "RUN"], "no label column"),
         (["embed", "MODEL", "FILE", "--out", "x.h5ad"], "is no model directory"),
+        (["import", "REFERENCE", "FILE/model"], "cells.h5ad"),
     ],
 )
 def test_bad_use_gives_one_line_and_exit_code_2(arguments, message, file, tmp_path, capsys):
     names = {"FILE": file, "RUN": str(tmp_path / "run"), "MODEL": str(tmp_path)}
+    names |= {"REFERENCE": str(DATA / "reference_model"), "FILE/model": f"{file}/model"}
     with pytest.raises(SystemExit) as stop:
         main([names.get(argument, argument) for argument in arguments])
     assert stop.value.code == 2
@@ -69,6 +71,26 @@ def test_bad_use_gives_one_line_and_exit_code_2(arguments, message, file, tmp_pa
     assert lines[0].startswith("jaxmetric: error: ")
     assert message in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_scimilaritys_numerics_are_a_flag_and_other_flags_still_count(file, tmp_path):
+    run = str(tmp_path / "run")
+    main(["train", file, *KEYS, "--directory", run, "--scimilarity", *SIZES, *BUDGET])
+    expected = {"max_epochs": 2, "steps_per_epoch": 3, "batch_size": 32}
+    expected |= {"hidden_dim": (16, 8), "latent_dim": 4}
+    assert jm.load(run).config == jm.Config.scimilarity(**expected)
+
+
+def test_evaluate_reads_the_models_genes_with_the_overlap_asked_for(file, tmp_path, capsys):
+    run, few = str(tmp_path / "run"), str(tmp_path / "few.h5ad")
+    main(["train", file, *KEYS, "--directory", run, *SIZES, *BUDGET])
+    make_adata(160)[:, :4].copy().write_h5ad(few)
+    command = ["evaluate", run, few, *KEYS, "--studies", "study_1"]
+    main([*command, "--min-gene-overlap", "0.05", "--k", "3"])
+    assert "accuracy" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "only 4 of the 40 genes" in capsys.readouterr().err
 
 
 def test_python_m_is_the_same_command():

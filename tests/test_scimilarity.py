@@ -1,5 +1,6 @@
 """SCimilarity model directories: recorded answers, round trips, and files that must be refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,10 +9,10 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import DATA, recorded
+from conftest import DATA, make_adata, recorded
 
 import jaxmetric as jm
-from jaxmetric import torch_file
+from jaxmetric import scimilarity, torch_file
 from jaxmetric.cli import main
 from jaxmetric.train import init_state
 
@@ -188,6 +189,11 @@ def test_networks_that_do_not_fit_each_other_are_refused(directory, tmp_path):
         ("layer_sizes.json", b"{", "is no JSON file"),
         ("hyperparameters.json", b'{"margin": -1}', "Config.margin must be greater than 0"),
         ("hyperparameters.json", b'{"margin": "a"}', "Config.margin must be"),
+        ("hyperparameters.json", b'{"margin": 1' + b"0" * 400 + b"}", "Config.margin must be"),
+        ("hyperparameters.json", b'{"margin": 1' + b"0" * 5000 + b"}", "is no JSON file"),
+        ("hyperparameters.json", b'{"margin": "' + b"a" * 10**6 + b'"}', "Config.margin must be"),
+        ("layer_sizes.json", b"{}", r"must give the shape of 'network\.0\.1\.weight'"),
+        ("decoder.ckpt", None, "there is no"),
         ("gene_order.tsv", b"A\nB\n", "must list 70 genes, the encoder's inputs, but lists 2"),
         ("gene_order.tsv", b"A\n" * 70, "must list distinct genes"),
         ("gene_order.tsv", b"\xff\xfe", "is no text file"),
@@ -199,10 +205,74 @@ def test_networks_that_do_not_fit_each_other_are_refused(directory, tmp_path):
     ],
 )
 def test_files_that_are_not_a_models_are_refused(name, content, message, directory):
-    (directory / name).write_bytes(content)
+    (directory / name).unlink()
+    if content is None:
+        (directory / name).mkdir()
+    else:
+        (directory / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         jm.load_scimilarity(directory)
     assert name in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["layer_sizes.json", "hyperparameters.json", "gene_order.tsv", "label_ints.csv"]
+)
+def test_flipped_bytes_of_the_text_files_give_a_model_or_our_error(name, directory):
+    content = (directory / name).read_bytes()
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        flipped = bytearray(content)
+        for place in generator.integers(0, len(content), generator.integers(1, 4)):
+            flipped[place] ^= 1 << generator.integers(8)
+        (directory / name).write_bytes(flipped)
+        try:
+            model = scimilarity.read_model(directory)
+        except scimilarity.SCimilarityModelError as error:
+            assert name in str(error)  # noqa: PT017
+        else:
+            assert len(model.genes) == 70
+            assert len(set(model.labels)) == len(model.labels)
+
+
+def test_tensors_that_share_their_bytes_are_not_multiplied(directory):
+    """A small file can describe many large tensors: one storage, read 600 times."""
+    torch_file_tensors = dict(torch_file.read_state_dict(directory / "encoder.ckpt"))
+    wide = np.zeros((300, 300), np.float16)
+    path = directory / "encoder.ckpt"
+    torch_file.write_state_dict(path, torch_file_tensors | {"x": wide}, under="state_dict")
+    many = {f"network.{i}.1.weight": wide for i in range(600)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scimilarity, "read_state_dict", lambda _: many)
+        with pytest.raises(ValueError, match="bytes of weights in"):
+            jm.load_scimilarity(directory)
+
+
+def test_a_byte_order_mark_and_windows_lines_are_no_part_of_a_name(directory):
+    for name in ("gene_order.tsv", "label_ints.csv"):
+        text = (directory / name).read_text().replace("\n", "\r\n")
+        (directory / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    model, expected = jm.load_scimilarity(directory), jm.load_scimilarity(RECORDED)
+    assert (model.genes, model.labels) == (expected.genes, expected.labels)
+
+
+def test_labels_that_are_no_terms_stay_and_the_others_keep_their_ids(directory, caplog):
+    path = directory / "label_ints.csv"
+    path.write_text(path.read_text().replace('"plasma cell"', '"weird, cell"'))
+    model = jm.load_scimilarity(directory)
+    assert (model.labels[6], model.label_ids[6]) == ("weird, cell", None)
+    assert model.label_ids[0] == "CL:0000084"
+    assert "1 labels are no terms" in caplog.text
+
+
+@pytest.mark.parametrize("name", [" A", "A\n", "A\u2028B", ""])
+def test_names_that_their_files_cannot_hold_are_not_written(name, tmp_path):
+    model = fresh_model((5,))
+    genes = (name, *model.genes[1:])
+    with pytest.raises(ValueError, match="genes cannot begin or end with white space"):
+        dataclasses.replace(model, genes=genes).export_scimilarity(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -228,14 +298,31 @@ def test_shell_imports_and_exports(tmp_path, capsys):
         assert "exists: choose another directory" in capsys.readouterr().err
 
 
-def test_scimilarity_itself_opens_what_we_export(tmp_path):
-    scimilarity = pytest.importorskip(
-        "scimilarity", reason="the extra 'bench' installs scimilarity"
-    )
-    for number, hidden_dim in enumerate([(7,), (16, 12), tuple(range(5, 14))]):
-        model = fresh_model(hidden_dim, num_genes=30)
-        model.export_scimilarity(tmp_path / str(number))
-        x = np.random.default_rng(1).gamma(1, 1, (50, 30)).astype(np.float32)
-        theirs = scimilarity.CellEmbedding(str(tmp_path / str(number))).get_embeddings(x)
-        ours = model.embed(adata_of(model, x), values="lognorm")
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+@pytest.mark.parametrize("name", ["shallow", "two", "nine", "imported", "tuned"])
+def test_scimilarity_itself_opens_what_we_export(name, tmp_path):
+    peer = pytest.importorskip("scimilarity", reason="the extra 'bench' installs scimilarity")
+    from scimilarity.nn_models import Decoder
+
+    depths = {"shallow": (7,), "two": (16, 12), "nine": tuple(range(5, 14))}
+    model = fresh_model(depths[name], 70) if name in depths else jm.load_scimilarity(RECORDED)
+    if name == "tuned":
+        adata = make_adata(160, num_genes=70)
+        adata.var_names = list(model.genes)
+        cells = jm.read_cells(adata, label_key="cell_type", study_key="study")
+        config = jm.Config.scimilarity(batch_size=32, max_epochs=1, steps_per_epoch=3)
+        model = jm.fit(cells, config, init=model, devices=jax.devices()[:1])
+    directory = str(tmp_path / "theirs")
+    model.export_scimilarity(directory)
+    x = np.random.default_rng(1).gamma(1, 1, (50, 70)).astype(np.float32)
+    opened = peer.CellEmbedding(directory)
+    theirs = opened.get_embeddings(x)
+    ours = model.embed(adata_of(model, x), values="lognorm")
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert opened.int2label == dict(enumerate(model.labels))
+    decoder = Decoder(70, model.config.latent_dim, list(model.config.hidden_dim[::-1]))
+    decoder.load_state(f"{directory}/decoder.ckpt")
+    import torch
+
+    with torch.inference_mode():
+        theirs = decoder.eval()(torch.tensor(theirs)).numpy()
+    np.testing.assert_allclose(model.reconstruct(ours), theirs, rtol=1e-5, atol=1e-5)

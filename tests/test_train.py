@@ -85,9 +85,10 @@ def test_steps_are_those_of_the_reference(name):
     """Each logged quantity within 1e-4 relative at every step, the final weights within 1e-3.
 
     Two things are looser. A bias before a batch normalisation has a gradient of rounding errors
-    alone, which Adam scales to full steps that change no output in training; so these biases, and the
-    moving means that follow them, are left out. And the reference does not touch the decoder at
-    triplet weight 1, where ours has weight decay: its mse, which is not trained on, within 1e-3.
+    alone, which Adam scales to full steps, at most the learning rate each, that change no output in
+    training; so these biases, and the moving means that follow them, are compared within two such
+    paths. And the reference does not touch the decoder at triplet weight 1, where ours has weight
+    decay: its mse, which is not trained on, within 1e-3.
     """
     record, config, state = recorded_run(name)
     start, log = state.batch_stats, record["log"]
@@ -100,17 +101,18 @@ def test_steps_are_those_of_the_reference(name):
             np.testing.assert_allclose(info[column], expected, rtol=rtol, err_msg=column)
     n = len(record["batch0.x"])
     final = {"params": state.params, "batch_stats": unbiased(state.batch_stats, start, n, len(log))}
-    left_out = 0
+    longest = sum(learning_rate(config, jnp.int32(i)) for i in range(len(log)))
+    loose = 0
     expected = network_variables(record, "final")
     for (path, ours), theirs in zip(
         jax.tree_util.tree_leaves_with_path(final), jax.tree.leaves(expected), strict=True
     ):
         keys = [key.key for key in path]
-        if keys[-2:] in (["linear", "bias"], ["norm", "mean"]):
-            left_out += 1
-            continue
-        np.testing.assert_allclose(ours, theirs, atol=1e-3, err_msg=str(keys))
-    assert left_out == 8  # 2 networks x 2 hidden layers
+        follows_noise = keys[-2:] in (["linear", "bias"], ["norm", "mean"])
+        loose += follows_noise
+        atol = 2.1 * longest if follows_noise else 1e-3
+        np.testing.assert_allclose(ours, theirs, atol=atol, err_msg=str(keys))
+    assert loose == 8  # 2 networks x 2 hidden layers
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -193,6 +195,7 @@ def test_a_batch_without_triplets():
         assert info["triplet_loss"] == np.float32(loss)
         np.testing.assert_equal(np.float32(info["hard_fraction"]), np.float32(fraction))
         assert info["num_triplets"] == 0
+        assert info["num_nonzero"] == (loss > 0)  # the reference counts the triplet it pretends
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
 
 

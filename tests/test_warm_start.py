@@ -1,6 +1,7 @@
 """Training on from a model: what is frozen stays, what is not moves, genes and labels fit."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -103,7 +104,7 @@ def test_it_starts_where_the_model_is(model, new_cells, device):
     )
 
 
-def test_an_imported_model_without_decoder_is_trained_on(device):
+def test_an_imported_model_without_decoder_is_trained_on(device, caplog):
     imported = jm.load_scimilarity(DATA / "reference_model")
     del imported.variables["params"]["decoder"], imported.variables["batch_stats"]["decoder"]
     adata = make_adata(200, num_genes=70)
@@ -112,6 +113,9 @@ def test_an_imported_model_without_decoder_is_trained_on(device):
     config = jm.Config.scimilarity(batch_size=32, max_epochs=1, steps_per_epoch=2)
     tuned = jm.fit(cells, config, init=imported, freeze="encoder/hidden_*", devices=device)
     assert tuned.has_decoder
+    assert "has no decoder: a new one is trained" in caplog.text
+    with pytest.raises(ValueError, match="there is none to freeze"):
+        jm.fit(cells, config, init=imported, freeze="decoder/output")
     assert tuned.config.hidden_dim == (24, 16)
     assert tuned.labels == imported.labels  # has all of the cells' labels
     frozen = groups(tuned.variables)["encoder/hidden_1"]
@@ -131,10 +135,58 @@ def test_shell_trains_on_and_a_run_from_another_start_is_refused(model, tmp_path
     tuned = jm.load(tmp_path / "run")
     assert tuned.config.frozen_groups == ("encoder/hidden_0", "encoder/hidden_1")
     assert tuned.config.hidden_dim == (12, 8)
+    assert tuned.config.margin == 0.3  # the model's, as no flag says otherwise
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main([*command, "--hidden-dim", "12", "8", "--latent-dim", "4"])
     assert "init: there" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--init", str(tmp_path / "model"), "--latent-dim", "128"])
+    assert "latent_dim is 128, but the model to start from has 4" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_with_frozen_groups_goes_on_bit_by_bit(
+    model, new_cells, device, tmp_path
+):
+    from jaxmetric.run import Run
+
+    config = dataclasses.replace(CONFIG, max_epochs=3, freeze=("encoder/hidden_*",))
+    run = functools.partial(jm.fit, new_cells, config, init=model, devices=device)
+    whole = run(directory=tmp_path / "whole")
+
+    def stop_in_epoch_2(self, state, row, record=Run.record):
+        record(self, state, row)
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "record", stop_in_epoch_2)
+        with pytest.raises(KeyboardInterrupt):
+            run(directory=tmp_path / "part")
+    part = run(directory=tmp_path / "part")
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, part.variables)
+
+
+def test_without_config_the_models_own_is_used_with_nothing_frozen(model, new_cells, device):
+    frozen = dataclasses.replace(model, config=dataclasses.replace(CONFIG, freeze=("decoder",)))
+    assert jm.fit(new_cells, init=frozen, devices=device).config == CONFIG
+
+
+def test_labels_are_compared_as_terms(model, new_cells, device):
+    older = dataclasses.replace(model, labels=("b CELL", *model.labels[1:]))
+    tuned = jm.fit(new_cells, CONFIG, init=older, devices=device)
+    assert tuned.labels == ("b CELL", *model.labels[1:], "platelet")
+    assert len(new_cells.with_only(tuned.labels)) == len(new_cells)
+
+
+def test_genes_that_are_missing_stay_counted(model, device, caplog):
+    cells = jm.read_cells(make_adata(200)[:, 3:].copy(), **KEYS, genes=model.genes)
+    assert len(cells.missing_genes) == 3
+    tuned = jm.fit(cells, CONFIG, init=model, devices=device)
+    assert "3 of the model's 40 genes are not in the data" in caplog.text
+    assert tuned.trained_on["missing_genes"] == 3
+    part = cells.with_genes(model.genes[1:])
+    assert part.missing_genes == model.genes[1:3]
 
 
 @pytest.mark.parametrize(
