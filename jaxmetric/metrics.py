@@ -201,7 +201,7 @@ def nearest_neighbors(
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest(query, reference, first_self, k):
-    """The neighbours of query cells that are the reference cells from `first_self` on, if that is >= 0."""
+    """Neighbours; the query cells are the reference cells from `first_self` on, if that is >= 0."""
     distances = pairwise_distances(query, reference, "euclidean")
     own = first_self + jnp.arange(len(query))[:, None] == jnp.arange(len(reference))[None, :]
     distances = jnp.where(own & (first_self >= 0), jnp.inf, distances)

@@ -242,7 +242,7 @@ def negative_pairs(
 
 
 def _first_minimum(x: Float[Array, "n m"]) -> Int[Array, " n"]:
-    """The column of each row's minimum, by two reductions that compile to vector code; argmin does not."""
+    """The column of each row's minimum: two reductions, which compile to vector code; argmin does not."""
     column = jnp.arange(x.shape[1])[None, :]
     return jnp.where(x == x.min(1, keepdims=True), column, x.shape[1]).min(1)
 
