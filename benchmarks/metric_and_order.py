@@ -5,7 +5,7 @@
 Leaves each of three studies out in turn, three seeds, 200 steps of 500 cells, and transfers labels to
 its cells from their 15 nearest training cells. Rows: distance of the miner and of the loss ("reference"
 mines on squared distances and loses on plain ones), pairs mined in one order or both. A run already in
-results.jsonl is not done again. Expect 40 minutes on 2 cores.
+results.jsonl is not done again. Expect an hour on 2 cores.
 """
 
 import argparse

@@ -48,11 +48,9 @@ def draw_epoch(
     weights: Float[np.ndarray, " n"], config: Config, epoch: int
 ) -> Int[np.ndarray, "steps batch"]:
     """Row numbers of every batch of an epoch, drawn with replacement by (seed, epoch) alone."""
-    cumulative = np.cumsum(weights)
     generator = np.random.default_rng((config.seed, epoch))
-    uniform = generator.random((config.steps_per_epoch, config.batch_size))
-    rows = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-    return np.minimum(rows, len(weights) - 1)
+    shape = (config.steps_per_epoch, config.batch_size)
+    return generator.choice(len(weights), shape, p=weights / weights.sum())
 
 
 def packed_width(cells: Cells) -> int:

@@ -137,7 +137,7 @@ def load_model(directory: Path, shapes: Callable[[dict], dict]) -> tuple[dict, d
     Raises:
       ModelFileError: when a file is missing, truncated, changed or foreign; the message names it.
     """
-    meta = _read_meta(directory)
+    meta = read_meta(directory)
     listed, present = meta.pop("files"), _files(directory)
     for what, names in (
         ("is missing", listed.keys() - present),
@@ -163,7 +163,8 @@ def load_model(directory: Path, shapes: Callable[[dict], dict]) -> tuple[dict, d
     return variables, meta
 
 
-def _read_meta(directory: Path) -> dict:
+def read_meta(directory: Path) -> dict:
+    """All about a model but its arrays: the content of `model.json`."""
     path = directory / "model.json"
     if (directory / "encoder.ckpt").exists():
         raise ModelFileError(

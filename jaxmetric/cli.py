@@ -18,6 +18,7 @@ import jaxmetric as jm
 from jaxmetric.checkpoint import write_h5ad, write_json
 from jaxmetric.data import Values
 from jaxmetric.evaluation import score_table
+from jaxmetric.learner import load_config
 from jaxmetric.warm_start import check_sizes
 
 DESCRIPTION = "Metric learning for single-cell RNA-seq: train, use and evaluate cell embeddings."
@@ -230,9 +231,8 @@ def _base_config(arguments: list[str]) -> jm.Config:
     if arguments[:1] != ["train"] or not (found.init or found.scimilarity):
         return jm.Config()
     if found.scimilarity:
-        sizes = {} if not found.init else jm.load(found.init).config.sizes
-        return jm.Config.scimilarity(**sizes)
-    return dataclasses.replace(jm.load(found.init).config, freeze=())
+        return jm.Config.scimilarity(**(load_config(found.init).sizes if found.init else {}))
+    return dataclasses.replace(load_config(found.init), freeze=())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -162,7 +162,7 @@ def _train(
     state, history = jax.jit(init, out_shardings=everywhere)(start), []
     if run is not None:
         state, history = run.resume(state)
-    relations = label_set(train.label_names, train.ontology)
+    relations = jax.device_put(label_set(train.label_names, train.ontology), everywhere)
     validate = None if held_out is None else validator(held_out, relations, config, mesh)
     studies = train.studies if config.sample_across_studies else None
     weights = sampling_weights(train.labels, studies)

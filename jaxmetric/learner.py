@@ -16,7 +16,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from jaxmetric.batches import Batch, in_order
-from jaxmetric.checkpoint import load_model, save_model, whole_directory
+from jaxmetric.checkpoint import load_model, read_meta, save_model, whole_directory
 from jaxmetric.config import Config
 from jaxmetric.data import Cells, Values, read_cells, require_cells
 from jaxmetric.evaluation import score_embedding, svd_embedding
@@ -24,7 +24,7 @@ from jaxmetric.expression import expression
 from jaxmetric.model import Autoencoder
 from jaxmetric.ontology import CellOntology
 from jaxmetric.scimilarity import SCimilarityModel, read_model, write_model
-from jaxmetric.sharding import by_cell, cell_mesh, put_batch, replicated
+from jaxmetric.sharding import cell_mesh, put_batch, replicated
 from jaxmetric.train import autoencoder
 
 log = logging.getLogger("jaxmetric")
@@ -87,8 +87,7 @@ class MetricLearning:
             genes=self.genes,
             min_gene_overlap=min_gene_overlap,
         )
-        embed = functools.partial(_embed, autoencoder(self.config, len(self.genes)))
-        return self._map(embed, cells, "embedding", progress)
+        return self._map(_embed, cells, "embedding", progress)
 
     def reconstruct(self, z: Float[np.ndarray, "cells latent"]) -> Float[np.ndarray, "cells genes"]:
         """The log-normalised expression that the decoder gives for embeddings.
@@ -129,11 +128,11 @@ class MetricLearning:
         query = require_cells(query, "query").with_genes(self.genes)
         scores = {}
         if self.has_decoder:
-            score = functools.partial(_reconstruction, autoencoder(self.config, len(self.genes)))
-            error, power = self._map(score, query, "reconstructing", progress).T.astype(np.float64)
-            scores["mse"] = float(error.mean() / len(self.genes))
-            scores["nmse"] = float(error.sum() / power.sum())
-        z = self.embed(query, progress=progress)
+            z, error, power = self._map(_reconstruct, query, "reconstructing", progress)
+            scores["mse"] = float(error.mean(dtype=np.float64) / len(self.genes))
+            scores["nmse"] = float(error.sum(dtype=np.float64) / power.sum(dtype=np.float64))
+        else:
+            z = self.embed(query, progress=progress)
         if reference is None:
             return scores | score_embedding(z, query)
         reference = require_cells(reference, "reference").with_genes(self.genes)
@@ -189,15 +188,11 @@ class MetricLearning:
                 SCimilarityModel(self.config, self.genes, self.labels, self.variables, steps),
             )
 
-    def _map(self, function, cells: Cells, what: str, progress: bool) -> np.ndarray:
-        """The function of every cell, over batches and devices; rows in the order of the cells."""
+    def _map(self, function, cells: Cells, what: str, progress: bool):
+        """The arrays that the function gives for every cell, in the order of the cells."""
         mesh = cell_mesh(jax.local_devices())
         size = -(-min(BATCH, len(cells)) // mesh.size) * mesh.size
-        mapped = jax.jit(
-            functools.partial(function, counts=cells.values == "counts"),
-            in_shardings=(replicated(mesh), by_cell(mesh)),
-            out_shardings=by_cell(mesh),
-        )
+        network, counts = autoencoder(self.config, len(self.genes)), cells.values == "counts"
         variables = jax.device_put(self.variables, replicated(mesh))
         batches = tqdm(
             in_order(cells, size),
@@ -206,8 +201,11 @@ class MetricLearning:
             unit="batch",
             disable=not progress or None,
         )
-        rows = [np.asarray(mapped(variables, put_batch(batch, mesh))) for batch in batches]
-        return np.concatenate(rows)[: len(cells)]
+        found = [
+            jax.device_get(function(network, variables, put_batch(batch, mesh), counts))
+            for batch in batches
+        ]
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(cells)], *found)
 
 
 def load(directory: str | Path) -> MetricLearning:
@@ -216,10 +214,7 @@ def load(directory: str | Path) -> MetricLearning:
     Raises:
       ValueError: when a file is missing, truncated, changed or foreign; the message names it.
     """
-    directory = Path(directory)
-    if (directory / "model" / "model.json").exists():
-        directory = directory / "model"
-    variables, meta = load_model(directory, _shapes)
+    variables, meta = load_model(_model_directory(Path(directory)), _shapes)
     return MetricLearning(
         config=Config.from_dict(meta["config"]),
         genes=tuple(meta["genes"]),
@@ -230,6 +225,11 @@ def load(directory: str | Path) -> MetricLearning:
         trained_on=meta["trained_on"],
         history=pd.DataFrame(meta["history"]),
     )
+
+
+def load_config(directory: str | Path) -> Config:
+    """The config of a model directory, without its arrays."""
+    return Config.from_dict(read_meta(_model_directory(Path(directory)))["config"])
 
 
 def load_scimilarity(directory: str | Path) -> MetricLearning:
@@ -260,6 +260,12 @@ def load_scimilarity(directory: str | Path) -> MetricLearning:
     )
 
 
+def _model_directory(directory: Path) -> Path:
+    """The model directory itself, or that of a run."""
+    inside = directory / "model"
+    return inside if (inside / "model.json").exists() else directory
+
+
 def _shapes(meta: dict):
     num_genes = len(meta["genes"])
     network = autoencoder(Config.from_dict(meta["config"]), num_genes)
@@ -268,13 +274,15 @@ def _shapes(meta: dict):
     return {kind: {name: tree[name] for name in meta["networks"]} for kind, tree in shapes.items()}
 
 
+@functools.partial(jax.jit, static_argnames=("network", "counts"))
 def _embed(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
     x = expression(batch.columns, batch.values, network.num_genes, counts)
     return network.apply(variables, x, method="embed")
 
 
-def _reconstruction(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
-    """Squared error and squared expression of each cell, summed over genes: (n, 2)."""
+@functools.partial(jax.jit, static_argnames=("network", "counts"))
+def _reconstruct(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
+    """Embedding, squared error and squared expression of each cell, these summed over genes."""
     x = expression(batch.columns, batch.values, network.num_genes, counts)
-    _, y = network.apply(variables, x)
-    return jnp.stack([((x - y) ** 2).sum(1), (x**2).sum(1)], axis=1)
+    z, y = network.apply(variables, x)
+    return z, ((x - y) ** 2).sum(1), (x**2).sum(1)

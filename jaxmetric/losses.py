@@ -13,15 +13,17 @@ def triplet_losses(
     z: Float[ArrayLike, "n d"],
     triplets: Triplets,
     *,
+    reference: Float[ArrayLike, "m d"] | None = None,
     margin: float = 0.05,
     metric: Metric = "euclidean",
-) -> Float[Array, "n n"]:
+) -> Float[Array, "n m"]:
     """max(0, |a - p| - |a - n| + margin) of each pair's triplet, 0 where a pair has none.
 
-    Row: the anchor; column: the positive. Schroff et al., FaceNet, equation 3 (there with squared
-    distances: `metric="sqeuclidean"`). Gradients are finite, also for identical embeddings.
+    Row: the anchor; column: the positive, a row of `reference` if they were mined from one. Schroff et
+    al., FaceNet, equation 3 (there with squared distances: `metric="sqeuclidean"`). Gradients are
+    finite, also for identical embeddings.
     """
-    distances = pairwise_distances(z, metric=metric)
+    distances = pairwise_distances(z, reference, metric)
     to_negative = jnp.take_along_axis(distances, jnp.maximum(triplets.negative, 0), axis=1)
     return jnp.where(triplets.mask, jax.nn.relu(distances - to_negative + margin), 0.0)
 
@@ -30,11 +32,13 @@ def triplet_loss(
     z: Float[ArrayLike, "n d"],
     triplets: Triplets,
     *,
+    reference: Float[ArrayLike, "m d"] | None = None,
     margin: float = 0.05,
     metric: Metric = "euclidean",
 ) -> Float[Array, ""]:
     """Mean of `triplet_losses` over the mined triplets; 0 when there are none."""
-    return masked_mean(triplet_losses(z, triplets, margin=margin, metric=metric), triplets.mask)
+    losses = triplet_losses(z, triplets, reference=reference, margin=margin, metric=metric)
+    return masked_mean(losses, triplets.mask)
 
 
 def reconstruction_loss(x: Float[Array, "n g"], y: Float[Array, "n g"]) -> Float[Array, ""]:

@@ -147,7 +147,7 @@ def _sums_to_labels(
 
 def _euclidean_sums(z, labels, size, metric: Metric) -> Iterator[tuple[slice, Float[Array, "c k"]]]:
     """Sums of distances to each label's members, for chunks of cells: every pair is walked."""
-    rows = max(1, CHUNK // max(len(z), 1))
+    rows, z, labels = max(1, CHUNK // max(len(z), 1)), jnp.asarray(z), jnp.asarray(labels)
     for i in range(0, len(z), rows):
         chunk = slice(i, min(i + rows, len(z)))
         yield chunk, _pair_sums(z[chunk], z, labels, i, len(size))
@@ -189,7 +189,7 @@ def nearest_neighbors(
     most = len(reference) - exclude_self
     if not 1 <= k <= most:
         raise ValueError(f"k must be from 1 to {most}, the reference cells, but is {k}.")
-    rows = max(1, CHUNK // len(reference))
+    rows, reference = max(1, CHUNK // len(reference)), jnp.asarray(reference)
     found = [
         jax.device_get(_nearest(query[i : i + rows], reference, i if exclude_self else -1, k))
         for i in range(0, len(query), rows)

@@ -20,17 +20,10 @@ def _uniform_fan_in(fan_in: int):
     return init
 
 
-class Linear(nn.Module):
+def _linear(features: int, fan_in: int, name: str) -> nn.Dense:
     """x W + b, initialised as torch does."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n i"]) -> Float[Array, "n o"]:
-        init = _uniform_fan_in(x.shape[-1])
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
-        return x @ kernel + bias[None, :]
+    init = _uniform_fan_in(fan_in)
+    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
 
 
 class Hidden(nn.Module):
@@ -46,7 +39,7 @@ class Hidden(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n i"], train: bool) -> Float[Array, "n o"]:
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = Linear(self.features, name="linear")(x)
+        x = _linear(self.features, x.shape[-1], "linear")(x)
         x = nn.BatchNorm(
             self.frozen or not train,
             momentum=0.9,
@@ -79,7 +72,7 @@ class Encoder(nn.Module):
         for i, features in enumerate(self.hidden_dim):
             dropout, name = self.dropout if i else self.input_dropout, f"hidden_{i}"
             x = Hidden(features, dropout, name in self.frozen, name=name)(x, train)
-        x = Linear(self.latent_dim, name="latent")(x)
+        x = _linear(self.latent_dim, x.shape[-1], "latent")(x)
         norm = jnp.sqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
         return x / norm
 
@@ -104,7 +97,7 @@ class Decoder(nn.Module):
         for i, features in enumerate(self.hidden_dim):
             dropout, name = self.dropout if i else 0.0, f"hidden_{i}"
             z = Hidden(features, dropout, name in self.frozen, name=name)(z, train)
-        return Linear(self.num_genes, name="output")(z)
+        return _linear(self.num_genes, z.shape[-1], "output")(z)
 
 
 class Autoencoder(nn.Module):

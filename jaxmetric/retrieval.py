@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
@@ -26,7 +27,7 @@ def retrieval_scores(
     descendants: Bool[ArrayLike, "k k"] | None = None,
     metric: Metric = "euclidean",
     k: int = 15,
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Scores of each query cell's reference cells in the order of their distance, means over cells.
 
     With R the number of reference cells that are relevant for a query cell, those of its label, and
@@ -104,12 +105,14 @@ def _labelled(name: str, z, labels) -> tuple[np.ndarray, np.ndarray]:
 
 def _score_all(query, truth, reference, known, kinds, metric: Metric, itself: bool) -> np.ndarray:
     """R, P(1), P(R), MAP@R and 1 / place of each query cell and kind of relevance: (q, kinds, 5)."""
-    distances = jax.jit(functools.partial(pairwise_distances, metric=metric))
+    distances = jax.jit(
+        functools.partial(pairwise_distances, y=jnp.asarray(reference), metric=metric)
+    )
     rows = max(1, CHUNK // max(len(reference), 1))
 
     def score(start: int) -> np.ndarray:
         chunk = slice(start, start + rows)
-        found = np.asarray(distances(query[chunk], reference))
+        found = np.asarray(distances(query[chunk]))
         flags = [relevant[truth[chunk]][:, known] for relevant in kinds]
         if itself:
             own = np.arange(len(found)), np.arange(start, start + len(found))

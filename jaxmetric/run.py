@@ -25,8 +25,8 @@ class Run:
 
     def __init__(self, directory: Path, identity: dict, tensorboard: bool = False) -> None:
         self.directory = directory
-        self._tensorboard = _summary_writer() if tensorboard else None
-        self._writer = None
+        self._summary_writer = _summary_writer() if tensorboard else None
+        self._curves = None
         self._metrics = directory / "metrics.jsonl"
         path = directory / "run.json"
         if path.exists():
@@ -47,9 +47,10 @@ class Run:
         lines = self._metrics.read_text().splitlines()[:epoch] if self._metrics.exists() else []
         write_text(self._metrics, "".join(f"{line}\n" for line in lines))
         history = [json.loads(line) for line in lines]
-        if self._tensorboard is not None:
+        if self._summary_writer is not None:
             past = history[-1]["step"] + 1 if history else None  # later points are of a lost epoch
-            self._writer = self._tensorboard(str(self.directory / "tensorboard"), purge_step=past)
+            curves = str(self.directory / "tensorboard")
+            self._curves = self._summary_writer(curves, purge_step=past)
         return state, history
 
     def record(self, state: TrainState, row: dict) -> None:
@@ -57,16 +58,16 @@ class Run:
         with self._metrics.open("a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         self._checkpoints.save(state, row["epoch"])
-        if self._writer is not None:
+        if self._curves is not None:
             for name in row.keys() - {"epoch", "step"}:
                 if row[name] is not None:
-                    self._writer.add_scalar(name, row[name], row["step"])
+                    self._curves.add_scalar(name, row[name], row["step"])
 
     def close(self) -> None:
         """Waits until the checkpoints are on disk."""
         self._checkpoints.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._curves is not None:
+            self._curves.close()
 
 
 def identity(train: Cells, held_out: Cells | None, config: Config) -> dict:

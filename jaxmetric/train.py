@@ -59,8 +59,8 @@ def autoencoder(config: Config, num_genes: int) -> Autoencoder:
 
 def learning_rate(config: Config, step: Int[Array, ""]) -> Float[Array, ""]:
     """lr / 2 * (1 + cos(pi * epoch / max_epochs)), constant within an epoch."""
-    epoch = step // config.steps_per_epoch
-    return config.learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * epoch / config.max_epochs))
+    cosine = optax.cosine_decay_schedule(config.learning_rate, config.max_epochs)
+    return jnp.asarray(cosine(step // config.steps_per_epoch))
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

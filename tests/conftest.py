@@ -11,7 +11,18 @@ from pathlib import Path
 
 import jaxtyping
 
-CHECKED = ("mining", "losses", "metrics", "model", "expression", "train", "batches", "labels")
+CHECKED = (
+    "bits",
+    "mining",
+    "losses",
+    "metrics",
+    "model",
+    "expression",
+    "train",
+    "batches",
+    "labels",
+    "retrieval",
+)
 jaxtyping.install_import_hook([f"jaxmetric.{name}" for name in CHECKED], "beartype.beartype")
 
 import anndata
@@ -31,6 +42,11 @@ def recorded(name):
     """The arrays of a recorded fixture."""
     with np.load(DATA / name) as arrays:
         return dict(arrays)
+
+
+def unchecked(function):
+    """The function as users have it: shapes checked by itself, not by the import hook."""
+    return getattr(function, "__wrapped__", function)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.spatial
 import scipy.stats
-from conftest import recorded
+from conftest import recorded, unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import distances, mine
@@ -113,6 +113,105 @@ def test_mines_what_the_loops_mine(selection, both_orders, batch, seed):
     assert triplets.num_triplets == len(allowed)
 
 
+def masks_of(labels, studies, related, other_labels, other_studies):
+    """Which cells are positives and which negatives of which, one pair of cells at a time."""
+    positives, negatives = np.zeros((2, len(labels), len(other_labels)), bool)
+    for i, label in enumerate(labels):
+        for j, other in enumerate(other_labels):
+            across = studies is None or studies[i] != other_studies[j]
+            positives[i, j] = label >= 0 and label == other and across
+            negatives[i, j] = label >= 0 and other >= 0 and not related[label, other]
+    return positives, negatives
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("both_orders", [False, True])
+@settings(max_examples=10, deadline=None)
+@given(batch=batches())
+def test_explicit_masks_mine_what_the_labels_that_they_stand_for_mine(
+    selection, both_orders, batch
+):
+    z, labels, studies, related = batch
+    run = miner(margin=0.5, selection=selection, both_orders=both_orders)
+    positives, negatives = masks_of(labels, studies, related, labels, studies)
+    by_mask = run(jax.random.key(0), z, positives=positives, negatives=negatives)
+    by_label = run(jax.random.key(0), z, labels, studies=studies, related=related)
+    jax.tree.map(np.testing.assert_array_equal, by_mask, by_label)
+    one = run(jax.random.key(0), z, labels, studies=studies, negatives=negatives)
+    other = run(jax.random.key(0), z, labels, positives=positives, related=related)
+    jax.tree.map(np.testing.assert_array_equal, one, by_label)
+    jax.tree.map(np.testing.assert_array_equal, other, by_label)
+
+
+def test_a_relation_that_is_no_function_of_labels():
+    """Cell 0 has cells 1 and 2 as positives, and only cell 4 as a negative; cell 1 has neither."""
+    z = np.float32([[0, 0], [1, 0], [0, 1], [0.1, 0], [0.2, 0]])
+    positives, negatives = np.zeros((2, 5, 5), bool)
+    positives[0, [0, 1, 2]], negatives[0, [0, 4]] = True, True
+    triplets = miner(selection="hardest", margin=0.5)(
+        jax.random.key(0), z, positives=positives, negatives=negatives
+    )
+    assert jm.triplet_indices(triplets).tolist() == [[0, 1, 4], [0, 2, 4]]
+    assert (triplets.num_hard, triplets.num_viable) == (2, 2)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@settings(max_examples=15, deadline=None)
+@given(batch=batches(), seed=st.integers(0, 1000))
+def test_mines_from_a_reference_what_the_loops_mine(selection, batch, seed):
+    """The first 8 cells are anchors, the other 12 a memory; every anchor meets every candidate."""
+    z, labels, studies, related = batch
+    (z, memory), (y, known) = np.split(z, [8]), np.split(labels, [8])
+    s, there = (None, None) if studies is None else np.split(studies, [8])
+    options = {"studies": s, "related": related, "reference": memory}
+    options |= {"reference_labels": known, "reference_studies": there}
+    triplets = miner(margin=0.5, selection=selection)(jax.random.key(seed), z, y, **options)
+    D = ((z[:, None] - memory[None]) ** 2).sum(-1)
+    positives, negatives = masks_of(y, s, related, known, there)
+    expected, num_hard = {}, 0
+    for a, p in np.argwhere(positives):
+        gap = {n: D[a, p] - D[a, n] + 0.5 for n in np.flatnonzero(negatives[a])}
+        hard = {n for n in gap if gap[n] > 0}
+        num_hard += len(hard)
+        if selection == "semihard":
+            hard = {n for n in hard if gap[n] < 0.5}
+        if selection == "hardest":
+            hard = {n for n in hard if gap[n] == max(gap.values())}
+        if hard:
+            expected[a, p] = hard
+    found = {(a, p): n for a, p, n in jm.triplet_indices(triplets).tolist()}
+    assert found.keys() == expected.keys()
+    assert all(found[pair] in expected[pair] for pair in found)
+    assert triplets.num_hard == num_hard
+    assert triplets.num_viable == (positives.sum(1) * negatives.sum(1)).sum()
+    losses = jm.triplet_losses(z, triplets, reference=memory, margin=0.5, metric="sqeuclidean")
+    for (a, p), n in found.items():
+        assert losses[a, p] == pytest.approx(max(0.0, D[a, p] - D[a, n] + 0.5))
+    assert (np.asarray(losses) > 0).sum() <= len(found)
+
+
+def test_a_stack_of_batches_under_vmap_is_each_batch_by_itself():
+    generator = np.random.default_rng(0)
+    z = np.stack([unit_rows(generator, 40) for _ in range(3)])
+    labels = np.stack([generator.integers(0, k, 40) for k in (1, 3, 9)]).astype(np.int32)
+    mine = functools.partial(jm.mine_triplets, margin=0.3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    stacked = jax.jit(jax.vmap(mine))(keys, z, labels)
+    for i in range(3):
+        alone = jax.jit(mine)(keys[i], z[i], labels[i])
+        np.testing.assert_array_equal(stacked.negative[i], alone.negative)
+        np.testing.assert_array_equal(stacked.hard[i], alone.hard)
+
+
+def test_half_precision_embeddings_are_mined_as_the_single_ones_they_are():
+    generator = np.random.default_rng(0)
+    z = jnp.asarray(unit_rows(generator, 50), jnp.bfloat16)
+    labels = generator.integers(0, 4, 50).astype(np.int32)
+    run = miner(margin=0.3, selection="hardest")
+    half, single = (run(jax.random.key(0), x, labels) for x in (z, z.astype(jnp.float32)))
+    jax.tree.map(np.testing.assert_array_equal, half, single)
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_batch_of_one_or_two_cells_gives_no_triplet(n):
     labels = np.zeros(n, np.int32)
@@ -177,6 +276,11 @@ def test_nothing_is_of_size_n_cubed():
         ({"labels": np.full(4, 2, np.int32)}, "labels must be less than 2"),
         ({"related": np.ones((2, 3), bool)}, "related must be"),
         ({"studies": np.zeros(5, np.int32)}, "studies must have shape"),
+        ({"labels": None}, "positives must be given where there are no labels"),
+        ({"positives": np.ones((4, 3), bool)}, "positives must be boolean of shape"),
+        ({"negatives": np.ones((4, 4), np.int32)}, "negatives must be boolean of shape"),
+        ({"reference": np.zeros((2, 3), np.float32)}, "reference_labels must be given"),
+        ({"reference": np.zeros(3, np.float32)}, "reference must be"),
         ({"z": np.zeros((0, 3), np.float32), "labels": np.zeros(0, np.int32)}, "at least 1 cell"),
     ],
 )
@@ -186,11 +290,5 @@ def test_bad_input_is_refused(change, message):
         "labels": np.zeros(4, np.int32),
         "related": np.eye(2, dtype=bool),
     }
-    unchecked = jaxtyping_off(jm.mine_triplets)
     with pytest.raises(ValueError, match=message):
-        unchecked(jax.random.key(0), **(inputs | change))
-
-
-def jaxtyping_off(function):
-    """The function as users have it: shapes checked by itself, not by the import hook."""
-    return getattr(function, "__wrapped__", function)
+        unchecked(jm.mine_triplets)(jax.random.key(0), **(inputs | change))

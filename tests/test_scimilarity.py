@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import anndata
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import DATA, make_adata, recorded
+from test_torch_file import opcodes, save, tensor_opcodes
 
 import jaxmetric as jm
 from jaxmetric import scimilarity, torch_file
@@ -237,16 +239,17 @@ def test_flipped_bytes_of_the_text_files_give_a_model_or_our_error(name, directo
 
 
 def test_tensors_that_share_their_bytes_are_not_multiplied(directory):
-    """A small file can describe many large tensors: one storage, read 600 times."""
-    torch_file_tensors = dict(torch_file.read_state_dict(directory / "encoder.ckpt"))
-    wide = np.zeros((300, 300), np.float16)
-    path = directory / "encoder.ckpt"
-    torch_file.write_state_dict(path, torch_file_tensors | {"x": wide}, under="state_dict")
-    many = {f"network.{i}.1.weight": wide for i in range(600)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scimilarity, "read_state_dict", lambda _: many)
-        with pytest.raises(ValueError, match="bytes of weights in"):
-            jm.load_scimilarity(directory)
+    """A small file can describe many large tensors: one storage of 1 MB, seen 200 times."""
+    one = tensor_opcodes(storage="HalfStorage", count=500_000, size=(1000, 500), stride=(500, 1))
+    names = (opcodes(f"network.{i}.1.weight") for i in range(200))
+    pickled = b"}(" + b"".join(name + one for name in names) + b"u."
+    save(directory / "encoder.ckpt", pickled, bytes(1_000_000))
+    assert len(torch_file.read_state_dict(directory / "encoder.ckpt")) == 200
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="400000000 bytes of weights in"):
+        jm.load_scimilarity(directory)
+    assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    tracemalloc.stop()
 
 
 def test_a_byte_order_mark_and_windows_lines_are_no_part_of_a_name(directory):
