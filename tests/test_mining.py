@@ -210,6 +210,8 @@ def test_half_precision_embeddings_are_mined_as_the_single_ones_they_are():
     run = miner(margin=0.3, selection="hardest")
     half, single = (run(jax.random.key(0), x, labels) for x in (z, z.astype(jnp.float32)))
     jax.tree.map(np.testing.assert_array_equal, half, single)
+    expected = scipy.spatial.distance.cdist(*2 * [np.float64(z)], "sqeuclidean")
+    np.testing.assert_allclose(jm.pairwise_distances(z), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reference import distances, retrieval
 
 import jaxmetric as jm
+from jaxmetric import metrics
 from jaxmetric import retrieval as module
 
 NAMES = ("precision_at_1", "r_precision", "map_at_r", "mrr")
@@ -60,6 +61,18 @@ def test_knn_accuracy_is_scikit_learns_and_map_at_r_its_average_precision(monkey
         score = sklearn.metrics.average_precision_score(top, -np.arange(len(top)))
         expected.append(score * top.mean() if top.any() else 0.0)
     assert found["map_at_r"] == pytest.approx(np.mean(expected), abs=1e-9)
+
+
+def test_a_cell_is_no_neighbour_of_itself(monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 500)
+    z, labels = cells(2, 60)
+    found = metrics.nearest_neighbors(z, z, 4, exclude_self=True)
+    expected = sklearn.neighbors.NearestNeighbors(n_neighbors=4).fit(z).kneighbors()
+    np.testing.assert_array_equal(found.indices, expected[1])
+    np.testing.assert_allclose(found.distances, expected[0], atol=1e-3)
+    votes = metrics.transfer_labels(metrics.Neighbors(expected[1], expected[0]), labels, 4)
+    scores = jm.retrieval_scores(z, labels, k=4)
+    assert scores["knn_accuracy"] == pytest.approx((votes == labels).mean())
 
 
 def test_unlabelled_and_lone_cells_are_left_out():
