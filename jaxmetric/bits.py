@@ -7,9 +7,9 @@ from jaxtyping import Array, Bool, Int, Shaped, UInt32
 WORD = 32
 
 
-def pad(x: Shaped[Array, "n m"], value) -> Shaped[Array, "n p"]:
-    """Columns of a value added up to whole words: what is computed from whole words packs fast."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % WORD)), constant_values=value)
+def pad(x: Shaped[Array, "*n m"], value) -> Shaped[Array, "*n p"]:
+    """The last axis padded with a value to whole words: what is computed from whole words packs fast."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % WORD)], constant_values=value)
 
 
 def pack(mask: Bool[Array, "n m"]) -> UInt32[Array, "n w"]:
@@ -19,18 +19,50 @@ def pack(mask: Bool[Array, "n m"]) -> UInt32[Array, "n w"]:
     return (bits << place).sum(1, dtype=jnp.uint32)
 
 
+def unpack(words: UInt32[Array, "n w"]) -> Bool[Array, "n p"]:
+    """The mask that was packed, padded to whole words."""
+    place = jnp.arange(WORD, dtype=jnp.uint32)[None, :, None]
+    return (words[:, None, :] >> place & 1).astype(bool).reshape(len(words), -1)
+
+
+def right_of_diagonal(n: int) -> UInt32[Array, "n w"]:
+    """The packed mask of shape (n, n) that is true at j > i: in word k, the bits b > (i - k) / w."""
+    w = -(-n // WORD)
+    low = (jnp.arange(n)[:, None] - jnp.arange(w)[None, :]) // w + 1
+    return jnp.uint32(2**WORD - 1) << low.clip(0).astype(jnp.uint32)
+
+
+def diagonal(n: int) -> UInt32[Array, "n w"]:
+    """The packed mask of shape (n, n) that is true at j = i."""
+    w, row = -(-n // WORD), jnp.arange(n, dtype=jnp.uint32)[:, None]
+    return jnp.where(row % w == jnp.arange(w)[None, :], jnp.uint32(1) << row // w, jnp.uint32(0))
+
+
 def count(words: UInt32[Array, "*s"]) -> Int[Array, "*s"]:
     """Bits set in each word."""
     return jax.lax.population_count(words).astype(jnp.int32)
 
 
 def column(words: UInt32[Array, "n w"], rank: Int[Array, " n"]) -> Int[Array, " n"]:
-    """The column of each row's r-th true value, r counted from 0 in the order of the words."""
-    ends = jnp.cumsum(count(words), axis=1)
-    word = (ends <= rank[:, None]).sum(1).clip(max=words.shape[1] - 1)[:, None]
-    start = jnp.take_along_axis(ends - count(words), word, axis=1)[:, 0]
-    bit = bit_of_rank(jnp.take_along_axis(words, word, axis=1)[:, 0], rank - start)
-    return bit * words.shape[1] + word[:, 0]
+    """The column of each row's r-th true value, r counted from 0 in an order of its own.
+
+    A tree over the words holds the counts of ever larger groups; each step down takes the first half of
+    a group, or the second with the first's count off the rank.
+    """
+    rows, w = jnp.arange(len(words)), words.shape[1]
+    tree = [jnp.pad(count(words), ((0, 0), (0, (1 << (w - 1).bit_length()) - w)))]
+    while (half := tree[-1].shape[1] // 2) > 0:
+        tree.append(tree[-1][:, :half] + tree[-1][:, half:])
+    word = jnp.zeros_like(rank)
+    for groups in reversed(tree[:-1]):
+        first = _at(groups, rows, word)
+        word += jnp.where(rank >= first, groups.shape[1] // 2, 0)
+        rank -= jnp.where(rank >= first, first, 0)
+    return bit_of_rank(_at(words, rows, word), rank) * w + word
+
+
+def _at(x: Shaped[Array, "n w"], rows: Int[Array, " n"], columns: Int[Array, " n"]):
+    return x.at[rows, columns].get(mode="promise_in_bounds")
 
 
 def bit_of_rank(word: UInt32[Array, " n"], rank: Int[Array, " n"]) -> Int[Array, " n"]:

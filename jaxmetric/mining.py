@@ -116,8 +116,8 @@ def mine_triplets(
       z: embeddings: the anchors, and without `reference` the candidates too.
       labels: label of each cell, in [0, k); a cell with a negative label takes no part.
       studies: study of each cell; given, anchor and positive come from different studies.
-      related: related[i, j]: cells of label j are no negatives for anchors of label i (the same
-        type, its ancestors and descendants). None: only the same label is related.
+      related: related[i, j]: cells of label j are no negatives for anchors of label i (its
+        ancestors and descendants). Cells of the same label never are. None: no others.
       positives: positives[a, p]: p is a positive of a. None: cells of one label, by study.
       negatives: negatives[a, n]: n is a negative of a. None: cells of unrelated labels.
       reference: candidates for positives and negatives, such as a memory of earlier embeddings.
@@ -145,100 +145,128 @@ def mine_triplets(
     n, m = len(z), len(reference)
     _check_masks(n, m, labels, reference_labels, positives, negatives)
 
-    if positives is None:
-        positives = positive_pairs(labels, reference_labels, studies, reference_studies)
-    if negatives is None:
-        negatives = negative_pairs(labels, reference_labels, related)
-    positives, negatives = jnp.asarray(positives), jnp.asarray(negatives)
+    row = jnp.arange(n)
+    if positives is not None:
+        positives = bits.pack(jnp.asarray(positives))
+    else:
+        positives = _same_label_other_study(labels, reference_labels, studies, reference_studies)
     if in_batch:
-        row, column = jnp.arange(n)[:, None], jnp.arange(n)[None, :]
-        positives &= (row != column) if both_orders else (row < column)
-        negatives &= row != column
+        positives &= ~bits.diagonal(n) if both_orders else bits.right_of_diagonal(n)
+    if negatives is not None:
+        negatives = bits.pack(jnp.asarray(negatives))
+        negatives = negatives & ~bits.diagonal(n) if in_batch else negatives
+    elif related is None:
+        negatives = _other_label(labels, reference_labels)
+    else:  # a row for each label, and one of none
+        negatives, row = _unrelated(related, reference_labels), jnp.asarray(labels)
+        row = jnp.where(row >= 0, row, len(negatives) - 1)
     distances = pairwise_distances(z, reference, metric)
-    return _mine(key, distances, positives, negatives, margin, selection)
+    return _mine(key, distances, positives, negatives, row, margin, selection)
 
 
 def _mine(
     key: Key[Array, ""],
     distances: Float[Array, "n m"],
-    positives: Bool[Array, "n m"],
-    negatives: Bool[Array, "n m"],
+    positives: UInt32[Array, "n w"],
+    negatives: UInt32[Array, "r w"],
+    row: Int[Array, " n"],
     margin: float,
     selection: Selection,
 ) -> Triplets:
-    n, m = distances.shape
-    to_negative = bits.pad(jnp.where(negatives, distances, jnp.inf), jnp.inf)
-    nearest = _first_minimum(to_negative)
-    words = bits.pack(positives)
-    in_word = bits.count(words)
+    """Mines from packed masks; anchor a has the negatives of row[a]."""
+    (n, m), w = distances.shape, positives.shape[1]
+    distances = bits.pad(distances, jnp.inf)
+    seed = jax.random.bits(key, (2,), "uint32")
+    nearest = _first_minimum(jnp.where(bits.unpack(negatives)[row], distances, jnp.inf))
+    in_word = bits.count(positives)
     ends = jnp.cumsum(in_word.ravel())  # pairs of words 0, 1, ... end before
     size = max(1, min(COMPARISONS // m, n * m))
 
     def numbered(pair: Int[Array, " c"]) -> tuple[Int[Array, " c"], Int[Array, " c"]]:
         """Anchor and positive of each pair number."""
-        word = jnp.searchsorted(ends, pair, side="right").clip(max=len(ends) - 1)
-        bit = bits.bit_of_rank(words.ravel()[word], pair - (ends - in_word.ravel())[word])
-        return word // words.shape[1], bit * words.shape[1] + word % words.shape[1]
+        word = jnp.searchsorted(ends, pair, side="right", method="scan_unrolled")
+        word = word.clip(max=n * w - 1)
+        bit = bits.bit_of_rank(positives.ravel()[word], pair - (ends - in_word.ravel())[word])
+        return word // w, bit * w + word % w
 
     def mine_some(i, carry: Triplets) -> Triplets:
         pair = i * size + jnp.arange(size)
         real = pair < ends[-1]
         a, p = numbered(pair)
-        to_positive = jnp.where(real, distances[a, p.clip(max=m - 1)], -jnp.inf)[:, None]
-        hard = to_negative[a] < to_positive + margin
-        num_hard = bits.count(bits.pack(hard)).sum(1)
+        to_positive = jnp.where(real, distances[a, p], -jnp.inf)[:, None]
+        to_candidate = distances.at[a].get(mode="promise_in_bounds")
+        hard = bits.pack(to_candidate < to_positive + margin) & negatives[row[a]]
+        num_hard = bits.count(hard).sum(1)
         if selection == "hardest":
             chosen = jnp.where(num_hard > 0, nearest[a], -1)
         else:
-            allowed = hard & (to_negative[a] > to_positive) if selection == "semihard" else hard
-            chosen = _draw(key, a, p, bits.pack(allowed))
+            farther = bits.pack(to_candidate > to_positive)
+            chosen = _draw(seed, a, p, hard & farther if selection == "semihard" else hard)
         return Triplets(
             carry.negative.at[jnp.where(real, a, n), p].set(chosen.astype(jnp.int32), mode="drop"),
             carry.hard.at[a].add(num_hard),
             carry.viable,
         )
 
-    viable = in_word.sum(1) * bits.count(bits.pack(negatives)).sum(1)
+    viable = in_word.sum(1) * bits.count(negatives).sum(1)[row]
     none = Triplets(jnp.full((n, m), -1, jnp.int32), jnp.zeros(n, jnp.int32), viable)
     return jax.lax.fori_loop(0, (ends[-1] + size - 1) // size, mine_some, none)
 
 
 def _draw(
-    key: Key[Array, ""], a: Int[Array, " c"], p: Int[Array, " c"], allowed: UInt32[Array, "c w"]
+    seed: UInt32[Array, "2"],
+    a: Int[Array, " c"],
+    p: Int[Array, " c"],
+    allowed: UInt32[Array, "c w"],
 ) -> Int[Array, " c"]:
     """One of the allowed columns of each pair, drawn uniformly; -1 where there is none."""
-    of_pair = jax.vmap(lambda a, p: jax.random.fold_in(jax.random.fold_in(key, a), p))
-    uniform = jax.vmap(jax.random.uniform)(of_pair(a, p))
+    drawn = _mix(_mix(a.astype(jnp.uint32) ^ seed[0]) + (p.astype(jnp.uint32) ^ seed[1]))
+    uniform = (drawn >> 8).astype(jnp.float32) * 2.0**-24
     found = bits.count(allowed).sum(1)
     rank = jnp.minimum((uniform * found).astype(jnp.int32), found - 1)
     return jnp.where(found > 0, bits.column(allowed, rank), -1)
 
 
-def positive_pairs(
+def _mix(x: UInt32[Array, " c"]) -> UInt32[Array, " c"]:
+    """A hash of 32 bits (C. Wellons' lowbias32), many times cheaper here than a key for each pair."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _same_label_other_study(
     labels: Int[ArrayLike, " n"],
     reference_labels: Int[ArrayLike, " m"],
     studies: Int[ArrayLike, " n"] | None = None,
     reference_studies: Int[ArrayLike, " m"] | None = None,
-) -> Bool[Array, "n m"]:
-    """Which candidates have the anchor's label and, where studies are given, another study."""
-    a, c = jnp.asarray(labels)[:, None], jnp.asarray(reference_labels)[None, :]
-    pairs = (a == c) & (a >= 0)
+) -> UInt32[Array, "n w"]:
+    """Packed: which candidates have the anchor's label and, where studies are given, another study."""
+    a, c = jnp.asarray(labels)[:, None], bits.pad(jnp.asarray(reference_labels), -1)[None, :]
+    words = jnp.where(a >= 0, bits.pack(a == c), jnp.uint32(0))
     if studies is None or reference_studies is None:
-        return pairs
-    return pairs & (jnp.asarray(studies)[:, None] != jnp.asarray(reference_studies)[None, :])
+        return words
+    s, t = jnp.asarray(studies)[:, None], bits.pad(jnp.asarray(reference_studies), 0)[None, :]
+    return words & bits.pack(s != t)
 
 
-def negative_pairs(
-    labels: Int[ArrayLike, " n"],
-    reference_labels: Int[ArrayLike, " m"],
-    related: Bool[ArrayLike, "k k"] | None = None,
-) -> Bool[Array, "n m"]:
-    """Which candidates have a label that is not related to the anchor's."""
-    a, c = jnp.asarray(labels), jnp.asarray(reference_labels)
-    known = (a >= 0)[:, None] & (c >= 0)[None, :]
-    if related is None:
-        return known & (a[:, None] != c[None, :])
-    return known & ~jnp.asarray(related)[:, c][a]
+def _other_label(
+    labels: Int[ArrayLike, " n"], reference_labels: Int[ArrayLike, " m"]
+) -> UInt32[Array, "n w"]:
+    """Packed: which candidates have another label than the anchor."""
+    a, c = jnp.asarray(labels)[:, None], bits.pad(jnp.asarray(reference_labels), -1)[None, :]
+    return jnp.where(a >= 0, bits.pack(a != c) & bits.pack(c >= 0), jnp.uint32(0))
+
+
+def _unrelated(
+    related: Bool[ArrayLike, "k k"], reference_labels: Int[ArrayLike, " m"]
+) -> UInt32[Array, "r w"]:
+    """Packed: which candidates have a label that is neither the row's nor related to it.
+
+    A row for each label, and a last one, for cells without label: none.
+    """
+    c = bits.pad(jnp.asarray(reference_labels), -1)
+    unrelated = ~(jnp.asarray(related) | jnp.eye(len(related), dtype=bool))
+    return jnp.pad(bits.pack(unrelated[:, c]) & bits.pack(c[None, :] >= 0), ((0, 1), (0, 0)))
 
 
 def _first_minimum(x: Float[Array, "n m"]) -> Int[Array, " n"]:

@@ -9,13 +9,15 @@ import scipy.stats
 from conftest import recorded, unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import distances, mine
+from reference import distances, mine, triplet_losses
 from sklearn.metrics import pairwise_distances as sklearn_distances
 
 import jaxmetric as jm
+from jaxmetric import bits
 
 SELECTIONS = ("semihard", "hardest", "random")
 METRICS = ("sqeuclidean", "euclidean", "cosine")
+PRECISIONS = (jnp.float32, jnp.bfloat16)
 
 
 @functools.cache
@@ -86,12 +88,12 @@ def batches(draw):
 
     Cells past the drawn number have no label: one shape, one compilation.
     """
-    n, k = draw(st.integers(1, 20)), draw(st.integers(1, 5))
+    n, k = draw(st.integers(1, 60)), draw(st.integers(1, 5))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    z = generator.integers(-2, 3, (20, 3)).astype(np.float32) / 2
-    labels = np.where(np.arange(20) < n, generator.integers(-1, k, 20), -1).astype(np.int32)
-    studies = draw(st.sampled_from([None, generator.integers(0, 3, 20).astype(np.int32)]))
-    related = generator.random((5, 5)) < 0.3
+    z = jnp.asarray(generator.integers(-2, 3, (60, 3)) / 2, draw(st.sampled_from(PRECISIONS)))
+    labels = np.where(np.arange(60) < n, generator.integers(-1, k, 60), -1).astype(np.int32)
+    studies = draw(st.sampled_from([None, generator.integers(0, 3, 60).astype(np.int32)]))
+    related = generator.random((5, 5)) < draw(st.sampled_from([0.0, 0.3, 1.0]))
     return z, labels, studies, related | related.T | np.eye(5, dtype=bool)
 
 
@@ -111,6 +113,10 @@ def test_mines_what_the_loops_mine(selection, both_orders, batch, seed):
     assert all(found[pair] in allowed[pair] for pair in found)
     assert (triplets.num_hard, triplets.num_viable) == (num_hard, num_viable)
     assert triplets.num_triplets == len(allowed)
+    losses = np.asarray(jm.triplet_losses(z, triplets, margin=0.5, metric="sqeuclidean"))
+    rows = jm.triplet_indices(triplets)
+    expected = triplet_losses(distances(z, "sqeuclidean"), rows, 0.5)
+    np.testing.assert_array_equal(losses[rows[:, 0], rows[:, 1]], np.float32(expected))
 
 
 def masks_of(labels, studies, related, other_labels, other_studies):
@@ -155,18 +161,44 @@ def test_a_relation_that_is_no_function_of_labels():
     assert (triplets.num_hard, triplets.num_viable) == (2, 2)
 
 
+@pytest.mark.parametrize("with_related", [True, False])
+def test_cells_without_label_take_no_part_where_only_positives_are_given(with_related):
+    labels = np.int32([0, -1, 1, -2, 1])
+    related = np.zeros((2, 2), bool) if with_related else None
+    triplets = miner(selection="random", margin=9.0)(
+        jax.random.key(0), np.eye(5, dtype=np.float32), labels,
+        related=related, positives=np.ones((5, 5), bool),
+    )  # fmt: skip
+    assert (
+        triplets.num_viable == 4 * 2 + 2 * 1
+    )  # cell 0 with the next four, cell 2 with the next two
+    assert (np.asarray(triplets.negative)[[1, 3]] == -1).all()
+    assert set(jm.triplet_indices(triplets)[:, 2]) <= {0, 2, 4}
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 100])
+def test_packed_diagonals_are_numpys(n):
+    mask = np.random.default_rng(n).random((n, n)) < 0.5
+    for words, expected in (
+        (bits.diagonal(n), np.eye(n)),
+        (bits.right_of_diagonal(n), np.triu(np.ones((n, n)), 1)),
+        (bits.pack(jnp.asarray(mask)), mask),
+    ):
+        np.testing.assert_array_equal(bits.unpack(words)[:, :n], expected)
+
+
 @pytest.mark.parametrize("selection", SELECTIONS)
 @settings(max_examples=15, deadline=None)
 @given(batch=batches(), seed=st.integers(0, 1000))
 def test_mines_from_a_reference_what_the_loops_mine(selection, batch, seed):
-    """The first 8 cells are anchors, the other 12 a memory; every anchor meets every candidate."""
+    """The first 20 cells are anchors, the other 40 a memory; every anchor meets every candidate."""
     z, labels, studies, related = batch
-    (z, memory), (y, known) = np.split(z, [8]), np.split(labels, [8])
-    s, there = (None, None) if studies is None else np.split(studies, [8])
+    (z, memory), (y, known) = (z[:20], z[20:]), np.split(labels, [20])
+    s, there = (None, None) if studies is None else np.split(studies, [20])
     options = {"studies": s, "related": related, "reference": memory}
     options |= {"reference_labels": known, "reference_studies": there}
     triplets = miner(margin=0.5, selection=selection)(jax.random.key(seed), z, y, **options)
-    D = ((z[:, None] - memory[None]) ** 2).sum(-1)
+    D = ((np.float64(z)[:, None] - np.float64(memory)[None]) ** 2).sum(-1)
     positives, negatives = masks_of(y, s, related, known, there)
     expected, num_hard = {}, 0
     for a, p in np.argwhere(positives):
