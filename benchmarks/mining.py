@@ -31,7 +31,7 @@ import numpy as np
 import jaxmetric as jm
 from jaxmetric.mining import pairwise_distances
 
-MARGIN, DIMENSIONS, STUDIES = 0.05, 128, 20
+MARGIN, DIMENSIONS, STUDIES, REST = 0.05, 128, 20, 0.3
 SELECTIONS = ("semihard", "hardest", "random")
 PML_TYPES = {"semihard": "semihard", "hardest": "all", "random": "all"}
 
@@ -52,11 +52,22 @@ def num_pairs(labels, studies=None) -> int:
     return alike(labels) - (0 if studies is None else alike(labels * STUDIES + np.asarray(studies)))
 
 
-def seconds(function: Callable) -> float:
-    """Wall time of a call, to the end of its work on the device."""
+def seconds(function: Callable, rest: float = 0.0) -> float:
+    """Wall time of a call, to the end of its work on the device; before it, a rest."""
+    time.sleep(rest)
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
+
+
+def paired(theirs: Callable, ours: Callable) -> tuple[float, float]:
+    """Seconds of a call of the peer, and the median of seven of ours.
+
+    Each begins after a rest: the threads of numpy and torch wait for work at full load for a while.
+    """
+    return seconds(theirs, REST), float(
+        np.median([seconds(ours, REST * (i == 0)) for i in range(7)])
+    )
 
 
 def peak_bytes(function: Callable) -> int:
@@ -142,9 +153,7 @@ def compare(z, labels, options, selection, both_orders, theirs, repeats) -> str:
     jax.block_until_ready(ours())
     pairs = num_pairs(labels, options.get("studies")) * (2 if both_orders else 1)
     memory = peak_bytes(theirs), buffer_bytes(compiled)
-    times = np.array(
-        [(seconds(theirs), np.median([seconds(ours) for _ in range(7)])) for _ in range(repeats)]
-    )
+    times = np.array([paired(theirs, ours) for _ in range(repeats)])
     ratio = np.median(times[:, 0] / times[:, 1])
     peer, our = np.median(times, axis=0)
     floor = floor_seconds(z, pairs)

@@ -21,6 +21,7 @@ import numpy as np
 
 import jaxmetric as jm
 from jaxmetric.batches import Batch
+from jaxmetric.config import PUBLISHED
 from jaxmetric.labels import label_set
 from jaxmetric.train import init_state, train_step
 
@@ -38,9 +39,12 @@ def synthetic_batch(num_genes: int, n: int, num_labels: int = 100, density: floa
     generator = np.random.default_rng(0)
     width = int(num_genes * density)
     columns = np.stack([generator.choice(num_genes, width, replace=False) for _ in range(n)])
+    values = generator.poisson(1.0, (n, width)) + 1
     return Batch(
-        jnp.asarray(columns, jnp.int32),
-        jnp.asarray(generator.poisson(1.0, (n, width)) + 1, jnp.float32),
+        jnp.asarray(columns.reshape(1, -1), jnp.uint16),
+        jnp.asarray(values.reshape(1, -1), jnp.uint8),
+        jnp.full(n, width, jnp.int32),
+        jnp.asarray(values.sum(1), jnp.float32),
         jnp.asarray(generator.integers(0, num_labels, n), jnp.int32),
         jnp.asarray(generator.integers(0, 20, n), jnp.int32),
         jnp.ones(n, bool),
@@ -60,7 +64,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    config = jm.Config(batch_size=arguments.batch)
+    config = jm.Config(**PUBLISHED, batch_size=arguments.batch)
     batch = synthetic_batch(arguments.genes, arguments.batch)
     relations = label_set([str(i) for i in range(100)], None)
     state = jax.jit(functools.partial(init_state, config, arguments.genes))()

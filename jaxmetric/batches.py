@@ -1,89 +1,115 @@
-"""Which cells a batch holds, and how they travel: packed rows, drawn by (seed, epoch) alone."""
+"""Batches: cells as packed rows, each device's end to end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 
-from jaxmetric.config import Config
-from jaxmetric.data import Cells
+from jaxmetric.cells import Cells
+from jaxmetric.packed import Packed, pack_rows, take
+from jaxmetric.prefetch import prefetch
+from jaxmetric.stored_rows import StoredRows
+
+Read = Callable[[Int[np.ndarray, "some n"]], tuple[Packed, Int[np.ndarray, "some n"]]]
+
+ROUND = 1024  # values to which the capacity of a batch is rounded up
+AT_A_TIME = 8  # batches whose cells are read from a store together, when all are read in order
 
 
 class Batch(NamedTuple):
-    """Cells as packed rows: gene `columns` with their `values`, padded with the column past the end.
+    """n cells in d equal shares, one for each device; the values of a share's cells end to end.
+
+    A cell of any width fits, as long as those of its share together do: all batches of a run have the
+    same shapes.
 
     Attributes:
-      columns: gene of each value; `num_genes` in the padding.
+      columns: gene of each value.
       values: counts or log-normalised values.
+      lengths: number of values of each cell.
+      totals: sum of each cell's values.
       labels: label of each cell, -1 for none.
       studies: study of each cell.
-      real: False for the rows that fill up the last batch.
+      real: False for the cells, without values, that fill up the last batch.
     """
 
-    columns: Int[Any, "n w"]
-    values: Float[Any, "n w"]
+    columns: Integer[Any, "d c"]
+    values: Shaped[Any, "d c"]
+    lengths: Int[Any, " n"]
+    totals: Float[Any, " n"]
     labels: Int[Any, " n"]
     studies: Int[Any, " n"]
     real: Bool[Any, " n"]
 
 
-def sampling_weights(
-    labels: Int[np.ndarray, " n"], studies: Int[np.ndarray, " n"] | None = None
-) -> Float[np.ndarray, " n"]:
-    """SCimilarity's weight of each cell: rare classes, and classes of rare studies, come more often.
+def capacity(lengths: Int[np.ndarray, " n"], rows: Int[np.ndarray, "steps b"], shares: int) -> int:
+    """The values that the fullest share of these batches needs, and a little more."""
+    needed = np.where(rows >= 0, lengths[rows], 0).reshape(len(rows), shares, -1).sum(-1).max()
+    return -(-max(int(needed), 1) // ROUND) * ROUND
 
-    With studies, 1/log1p(n_class / 1e4) * 1/log1p(n_study / 1e6), clipped at twice the 99.9th
-    percentile; without, 1 / n_class.
+
+def reader(cells: Cells) -> Read:
+    """A function of rows (-1: none) that gives packed cells, and which of these the rows are.
+
+    Cells in memory are packed once, those of a store when they are read.
     """
-    num_class = np.bincount(labels)[labels]
-    if studies is None:
-        return 1.0 / num_class
-    num_study = np.bincount(studies)[studies]
-    weights = 1.0 / np.log1p(num_class / 1e4) / np.log1p(num_study / 1e6)
-    return np.minimum(weights, 2.0 * np.quantile(weights, 0.999))
+    kind = cells.value_type
+    if not isinstance(cells.X, StoredRows):
+        packed = pack_rows(cells.X, kind)
+        return lambda rows: (packed, rows)
+
+    def read(rows):
+        wanted, where = np.unique(rows.clip(0), return_inverse=True)
+        where = np.where(rows >= 0, where.reshape(rows.shape), -1)
+        return cells.X.packed(kind, wanted), where
+
+    return read
 
 
-def draw_epoch(
-    weights: Float[np.ndarray, " n"], config: Config, epoch: int
-) -> Int[np.ndarray, "steps batch"]:
-    """Row numbers of every batch of an epoch, drawn with replacement by (seed, epoch) alone."""
-    generator = np.random.default_rng((config.seed, epoch))
-    shape = (config.steps_per_epoch, config.batch_size)
-    return generator.choice(len(weights), shape, p=weights / weights.sum())
-
-
-def packed_width(cells: Cells) -> int:
-    """Values in the widest cell, rounded up to a multiple of 64: the width of every batch."""
-    widest = int(np.diff(cells.X.indptr).max(initial=1))
-    return min(-(-widest // 64) * 64, len(cells.genes))
-
-
-def pack(cells: Cells, rows: Int[np.ndarray, " n"], width: int) -> Batch:
-    """The named rows as a batch; a row number of -1 gives an empty row that is not real."""
+def pack(
+    packed: Packed,
+    rows: Int[np.ndarray, " n"],
+    shares: int,
+    capacity: int,
+    labels: Int[np.ndarray, " n"] | None = None,
+    studies: Int[np.ndarray, " n"] | None = None,
+) -> Batch:
+    """The given rows of what is packed as a batch, with their labels and studies; -1: no cell."""
     real = rows >= 0
-    X = cells.X[rows.clip(0)]
-    filled = np.arange(width) < np.where(real, np.diff(X.indptr), 0)[:, None]
-    kept = np.repeat(real, np.diff(X.indptr))
-    columns = np.full((len(rows), width), len(cells.genes), np.int32)
-    values = np.zeros((len(rows), width), np.float32)
-    columns[filled], values[filled] = X.indices[kept], X.data[kept]
+    nothing = np.full(len(rows), -1, np.int32)
+    columns, values = (np.empty((shares, capacity), x.dtype) for x in packed[:2])
+    for i, share in enumerate(rows.reshape(shares, -1)):
+        take(packed, share, columns[i], values[i])
     return Batch(
         columns,
         values,
-        np.where(real, cells.labels[rows], -1).astype(np.int32),
-        np.where(real, cells.studies[rows], -1).astype(np.int32),
+        np.where(real, packed.lengths[rows], 0).astype(np.int32),
+        np.where(real, packed.totals[rows], 0).astype(np.float32),
+        nothing if labels is None else np.where(real, labels, -1).astype(np.int32),
+        nothing if studies is None else np.where(real, studies, -1).astype(np.int32),
         real,
     )
 
 
-def in_order(
-    cells: Cells, batch_size: int, order: Int[np.ndarray, " n"] | None = None
+def batches(
+    cells: Cells,
+    drawn: Int[np.ndarray, "steps n"],
+    read: Read,
+    shares: int,
+    capacity: int,
+    at_a_time: int = AT_A_TIME,
 ) -> Iterator[Batch]:
-    """Every cell once, in the given order; the last batch is filled up with rows that are not real."""
-    order = np.arange(len(cells)) if order is None else order
-    width = packed_width(cells)
+    """The batches of the drawn rows, read `at_a_time` together."""
+    pieces = [drawn[first : first + at_a_time] for first in range(0, len(drawn), at_a_time)]
+    ahead = prefetch(map(read, pieces), 1)
+    for piece, (packed, where) in zip(pieces, ahead, strict=True):
+        for rows, places in zip(piece, where, strict=True):
+            labels, studies = cells.labels[rows], cells.studies[rows]
+            yield pack(packed, places, shares, capacity, labels, studies)
+
+
+def rows_in_order(order: Int[np.ndarray, " n"], batch_size: int) -> Int[np.ndarray, "steps batch"]:
+    """Every row once, in the given order, the last batch filled up with -1."""
     filled = np.full(-(-len(order) // batch_size) * batch_size, -1)
     filled[: len(order)] = order
-    for rows in filled.reshape(-1, batch_size):
-        yield pack(cells, rows, width)
+    return filled.reshape(-1, batch_size)

@@ -1,5 +1,8 @@
 """Rows of booleans packed into words of 32 bits: to count them, and to find the r-th that is true."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped, UInt32
@@ -19,23 +22,34 @@ def pack(mask: Bool[Array, "n m"]) -> UInt32[Array, "n w"]:
     return (bits << place).sum(1, dtype=jnp.uint32)
 
 
+def pack_columns(
+    test: Callable[..., Bool[Array, "n w"]], *columns: Int[Array, " m"]
+) -> UInt32[Array, "n w"]:
+    """pack(test(columns)), of a test that compares rows with some columns, given as (1, w).
+
+    One bit of all words at a time: a mask that is nowhere else is never written, and vectors hold words.
+    """
+    by_bit = [pad(column, -1).reshape(WORD, 1, -1) for column in columns]
+    words = [test(*(column[b] for column in by_bit)).astype(jnp.uint32) << b for b in range(WORD)]
+    return functools.reduce(jnp.bitwise_or, words)
+
+
 def unpack(words: UInt32[Array, "n w"]) -> Bool[Array, "n p"]:
     """The mask that was packed, padded to whole words."""
     place = jnp.arange(WORD, dtype=jnp.uint32)[None, :, None]
     return (words[:, None, :] >> place & 1).astype(bool).reshape(len(words), -1)
 
 
-def right_of_diagonal(n: int) -> UInt32[Array, "n w"]:
-    """The packed mask of shape (n, n) that is true at j > i: in word k, the bits b > (i - k) / w."""
-    w = -(-n // WORD)
-    low = (jnp.arange(n)[:, None] - jnp.arange(w)[None, :]) // w + 1
+def right_of(column: Int[Array, " n"], w: int) -> UInt32[Array, "n w"]:
+    """Packed rows that are true at j > column: in word k, the bits b > (column - k) / w."""
+    low = (column[:, None] - jnp.arange(w)[None, :]) // w + 1
     return jnp.uint32(2**WORD - 1) << low.clip(0).astype(jnp.uint32)
 
 
-def diagonal(n: int) -> UInt32[Array, "n w"]:
-    """The packed mask of shape (n, n) that is true at j = i."""
-    w, row = -(-n // WORD), jnp.arange(n, dtype=jnp.uint32)[:, None]
-    return jnp.where(row % w == jnp.arange(w)[None, :], jnp.uint32(1) << row // w, jnp.uint32(0))
+def one(column: Int[Array, " n"], w: int) -> UInt32[Array, "n w"]:
+    """Packed rows that are true at j = column."""
+    bit = jnp.uint32(1) << (column // w).astype(jnp.uint32)
+    return jnp.where(column[:, None] % w == jnp.arange(w)[None, :], bit[:, None], jnp.uint32(0))
 
 
 def count(words: UInt32[Array, "*s"]) -> Int[Array, "*s"]:

@@ -9,6 +9,21 @@ from typing import Literal
 Metric = Literal["sqeuclidean", "euclidean", "cosine"]
 Selection = Literal["semihard", "hardest", "random"]
 Divisor = Literal["count", "count-1"]
+Sampling = Literal["weighted", "uniform", "per_class"]
+Monitor = Literal[
+    "loss",
+    "triplet_loss",
+    "mse",
+    "val_loss",
+    "val_triplet_loss",
+    "val_mse",
+    "val_nmse",
+    "val_silhouette",
+    "val_evaluation_metric",
+]
+HIGHER_IS_BETTER = ("val_silhouette",)
+# SCimilarity's networks, and what it trains them with
+PUBLISHED = {"hidden_dim": (1024, 1024, 1024), "input_components": 0, "learning_rate": 5e-3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,10 +34,13 @@ class Config:
       ValueError: when a value is out of range; the message names the field, the range and the value.
     """
 
-    hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
+    hidden_dim: tuple[int, ...] = (256,)
     """Sizes of the encoder's hidden layers; the decoder has them reversed."""
     latent_dim: int = 128
     """Size of the embedding."""
+    input_components: int = 50
+    """Components of the training cells, by truncated SVD, that the encoder reads in place of their
+    genes; 0: the genes, as in SCimilarity."""
     dropout: float = 0.5
     """Share of units dropped before each hidden layer but the encoder's first."""
     input_dropout: float = 0.4
@@ -60,16 +78,34 @@ class Config:
     """What the sum of distances to a cell's own cluster, of `count` other cells, is divided by in the
     validation's silhouette width. SCimilarity: count - 1, which is no mean."""
 
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-3
     """AdamW's first learning rate; it follows half a cosine over `max_epochs`, constant in an epoch."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay, on every parameter."""
+    clip_norm: float | None = None
+    """Scale a step's gradient down to this norm where it is larger."""
+    warmup_steps: int = 0
+    """First steps, in which the learning rate rises from near 0 to that of its epoch."""
+    monitor: Monitor | None = None
+    """The metric of an epoch by which the best epoch's weights become the model. None: the last's."""
+    patience: int | None = None
+    """Stop after this many epochs in which `monitor` got no better. None: never."""
     max_epochs: int = 20
     """Passes of `steps_per_epoch` batches."""
-    steps_per_epoch: int = 100
-    """Batches drawn in an epoch."""
-    batch_size: int = 1000
+    steps_per_epoch: int = 0
+    """Batches drawn in an epoch; 0: as many as there are cells for, one pass over the training cells."""
+    batch_size: int = 512
     """Cells in a batch, over all devices."""
+    sampling: Sampling = "weighted"
+    """How batches are drawn. weighted: as in SCimilarity, more of rare labels and of rare studies;
+    uniform: every cell in turn; per_class: `cells_per_class` cells of each label of the batch."""
+    cells_per_class: int = 10
+    """Cells of each label in a batch of `sampling` per_class."""
+    block_size: int = 32
+    """Neighbouring cells that are drawn and read together from a store; 1: each by itself. Cells in
+    memory are drawn one by one."""
+    shuffle_steps: int = 32
+    """Batches over which the cells of a store's blocks are shuffled; so many are read at a time."""
     freeze: tuple[str, ...] = ()
     """Groups of weights that stay as they are, moving statistics included: "encoder", "decoder",
     "encoder/hidden_0" ... "encoder/latent", "decoder/hidden_0" ... "decoder/output", or patterns:
@@ -80,8 +116,27 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        for name in ("latent_dim", "max_epochs", "steps_per_epoch", "batch_size"):
+        sizes = ("latent_dim", "max_epochs", "batch_size")
+        for name in (*sizes, "cells_per_class", "block_size", "shuffle_steps"):
             self._require(name, "a whole number of at least 1", lambda v: _whole(v) and v >= 1)
+        for name in ("steps_per_epoch", "warmup_steps", "input_components"):
+            self._require(name, "a whole number of at least 0", _whole)
+        self._require(
+            "patience",
+            "a whole number of at least 1",
+            lambda v: v is None or (_whole(v) and v >= 1),
+        )
+        self._require("clip_norm", "greater than 0", lambda v: v is None or (_real(v) and v > 0))
+        if self.sampling == "per_class" and self.batch_size % self.cells_per_class:
+            raise ValueError(
+                f"Config.batch_size is {self.batch_size}, which is no multiple of "
+                f"Config.cells_per_class, {self.cells_per_class}, as sampling='per_class' needs."
+            )
+        if self.patience is not None and self.monitor is None:
+            raise ValueError(
+                "Config.patience needs Config.monitor, the metric that is to get better: one of "
+                f"{', '.join(typing.get_args(Monitor))}."
+            )
         self._require("seed", "a whole number from 0 to 2**32 - 1", lambda v: _whole(v, 2**32))
         self._require(
             "hidden_dim",
@@ -104,6 +159,8 @@ class Config:
             "empty_triplet_loss": ("zero", "margin"),
             "l1_layer": ("first", "bottleneck"),
             "silhouette_divisor": typing.get_args(Divisor),
+            "sampling": typing.get_args(Sampling),
+            "monitor": (*typing.get_args(Monitor), None),
         }
         for name, allowed in choices.items():
             self._require(name, f"one of {', '.join(map(str, allowed))}", allowed.__contains__)
@@ -121,9 +178,12 @@ class Config:
 
         It mines on squared distances but its loss is of plain ones, mines each pair in one order,
         penalises the bottleneck, counts an empty batch as one triplet of loss `margin`, and divides
-        silhouettes by count - 1. Its triplet weight is 0.001.
+        silhouettes by count - 1. Its networks are larger and read genes, its learning rate is 5e-3, its
+        triplet weight 0.001, and it trains for 500 epochs of 100 batches of 1000 cells.
         """
-        reference = {
+        reference = PUBLISHED | {
+            "steps_per_epoch": 100,
+            "batch_size": 1000,
             "metric": "euclidean",
             "mining_metric": "sqeuclidean",
             "both_orders": False,
@@ -135,10 +195,17 @@ class Config:
         }
         return cls(**(reference | overrides))
 
+    def for_cells(self, number: int) -> "Config":
+        """The same with the batches of an epoch spelled out, for so many training cells."""
+        steps = self.steps_per_epoch or max(1, round(number / self.batch_size))
+        return dataclasses.replace(self, steps_per_epoch=steps)
+
     @property
     def sizes(self) -> dict:
         """The sizes of the networks."""
-        return {"hidden_dim": self.hidden_dim, "latent_dim": self.latent_dim}
+        return {
+            name: getattr(self, name) for name in ("hidden_dim", "latent_dim", "input_components")
+        }
 
     @property
     def groups(self) -> tuple[str, ...]:

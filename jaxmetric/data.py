@@ -1,4 +1,4 @@
-"""AnnData, h5ad and zarr -> `Cells`: checked, aligned, packed cells with their labels and studies."""
+"""AnnData, h5ad, zarr and stores -> `Cells`: checked, aligned, labelled."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,101 +7,17 @@ from typing import Literal
 
 import anndata
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Bool, Int
 
+from jaxmetric.cells import Cells, align_genes
+from jaxmetric.coded import Coded, all_of, coded, joined, renamed
 from jaxmetric.ontology import CellOntology
+from jaxmetric.source import Source, opened, paths_in, some
+from jaxmetric.store import FORMAT, about, check, require_zarr_3
+from jaxmetric.stored_rows import StoredRows
+from jaxmetric.values import Range, Values, value_kind
 
-Values = Literal["counts", "lognorm"]
-LOG_LIMIT = float(np.log1p(1e6))  # log1p of a whole cell's share, at counts per million
 UNLABELLED = ("", "unknown")  # beside missing values; "unknown" is what CELLxGENE writes
-
-
-class DataFileError(FileNotFoundError, ValueError):
-    """A data file that is not there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cells:
-    """Cells of one gene order, packed in memory.
-
-    Attributes:
-      X: (cells, genes) CSR float32, raw counts or log1p of counts per 10,000.
-      values: which of the two X holds.
-      genes: gene names, in column order.
-      labels: label of each cell as an index into `label_names`; -1: no label.
-      label_names: sorted; with an ontology, the terms' names.
-      studies: study of each cell as an index into `study_names`.
-      study_names: sorted.
-      ontology: the ontology that the labels are terms of; None for plain class labels.
-      missing_genes: genes asked for that no cell has; their columns are zero.
-    """
-
-    X: sp.csr_matrix
-    values: Values
-    genes: tuple[str, ...]
-    labels: Int[np.ndarray, " cells"]
-    label_names: tuple[str, ...]
-    studies: Int[np.ndarray, " cells"]
-    study_names: tuple[str, ...]
-    ontology: CellOntology | None = None
-    missing_genes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, which: Bool[np.ndarray, " cells"] | Int[np.ndarray, " some"]) -> "Cells":
-        """The cells of a mask or of row numbers; label and study names stay as they are."""
-        return dataclasses.replace(
-            self, X=self.X[which], labels=self.labels[which], studies=self.studies[which]
-        )
-
-    def in_studies(self, names: Sequence[str]) -> Bool[np.ndarray, " cells"]:
-        """Which cells are of the named studies.
-
-        Raises:
-          ValueError: for a study that no cell is of.
-        """
-        names = [names] if isinstance(names, str) else list(names)
-        absent = sorted(set(names) - set(self.study_names))
-        if absent:
-            raise ValueError(
-                f"no cell is of study {', '.join(map(repr, absent))}; the studies are: "
-                f"{', '.join(self.study_names)}."
-            )
-        return np.isin(self.studies, [self.study_names.index(name) for name in names])
-
-    def with_genes(self, genes: Sequence[str], min_gene_overlap: float = 0.2) -> "Cells":
-        """The same cells in another gene order: columns by name, zero where a gene is missing."""
-        X, new = align_genes(self.X, self.genes, genes, min_gene_overlap)
-        absent = {*new, *self.missing_genes}
-        missing = tuple(gene for gene in genes if gene in absent)
-        return dataclasses.replace(self, X=X, genes=tuple(genes), missing_genes=missing)
-
-    def with_only(self, labels: Sequence[str]) -> "Cells":
-        """The cells whose label is among the given ones; with an ontology, whose term is."""
-        wanted, names = set(labels), list(self.label_names)
-        if self.ontology is not None:
-            wanted, names = set(self.ontology.find(labels)) - {None}, self.ontology.find(names)
-        named = [i for i, name in enumerate(names) if name in wanted]
-        return self.select(np.isin(self.labels, named))
-
-    def with_labels(self, names: Sequence[str]) -> "Cells":
-        """The same cells with labels numbered by `names`, which must hold every label in use."""
-        number = pd.Index(names).get_indexer(pd.Index(self.label_names))
-        labels = np.where(self.labels >= 0, np.append(number, -1)[self.labels], -1)
-        return dataclasses.replace(self, labels=labels.astype(np.int32), label_names=tuple(names))
-
-    def describe(self) -> str:
-        """One line that says what these cells are."""
-        what = "raw counts" if self.values == "counts" else "log-normalised values"
-        missing = f", {len(self.missing_genes)} of them missing" if self.missing_genes else ""
-        labels = len(np.unique(self.labels[self.labels >= 0]))
-        return (
-            f"{len(self)} cells x {len(self.genes)} genes{missing} ({what}), "
-            f"{labels} labels, {len(np.unique(self.studies))} studies"
-        )
 
 
 def read_cells(
@@ -119,11 +35,12 @@ def read_cells(
     """Reads and checks cells. No cell is dropped here.
 
     Args:
-      source: an h5ad file, a zarr folder, an AnnData in memory or backed, or several of these.
-        Matrices may be dense, CSR or CSC.
+      source: a training store, whose values stay on disk; an h5ad file, a zarr folder, a folder of
+        these, an AnnData in memory or backed, or several of these. Matrices may be dense, CSR or CSC.
       label_key: column of `obs` with the cell types: names or ids of the ontology. Missing values, ""
-        and "unknown" mean no label. None: no cell has a label.
-      study_key: column of `obs` with the study. None: each source is a study of its own.
+        and "unknown" mean no label. None: no cell has a label; of a store, its own column.
+      study_key: column of `obs` with the study. None: each source is a study of its own; of a store,
+        its own column.
       layer: the matrix to read: a layer's name, "X" or "raw". None: layer "counts" where there is
         one, else X.
       values: what the matrix holds: "counts", raw counts, or "lognorm", log1p of counts per 10,000.
@@ -144,6 +61,18 @@ def read_cells(
     if ontology == "default":
         ontology = CellOntology.default()
     sources = [source] if isinstance(source, str | Path | anndata.AnnData) else list(source)
+    if len(sources) == 1 and isinstance(sources[0], str | Path) and about(Path(sources[0])):
+        if layer is not None or gene_key is not None:
+            raise ValueError(f"{sources[0]} is a training store: it has no layers or gene keys.")
+        stored = read_store(Path(sources[0]), label_key, study_key, ontology)
+        if values not in (None, stored.values):
+            raise ValueError(f"{sources[0]} holds {stored.values}, but values is {values!r}.")
+        return stored if genes is None else stored.with_genes(genes, min_gene_overlap)
+    sources = [
+        one
+        for given in sources
+        for one in ([given] if isinstance(given, anndata.AnnData) else paths_in(Path(given)))
+    ]
     if not sources:
         raise ValueError("no data: expected a path or an AnnData, but got an empty list.")
     parts = [
@@ -164,63 +93,60 @@ def read_cells(
     ]
     if genes is None:
         _check_shared(parts, target, min_gene_overlap)
-    labels, label_names = _labels(np.concatenate([part.labels for part in parts]), ontology)
-    study_names, studies = np.unique(
-        np.concatenate([part.studies for part in parts]), return_inverse=True
-    )
+    labels = by_term(joined([part.labels for part in parts]), ontology)
+    studies = joined([part.studies for part in parts])
     return Cells(
         X=sp.vstack([X for X, _ in aligned], format="csr"),
         values=parts[0].values,
         genes=target,
-        labels=labels,
-        label_names=label_names,
-        studies=studies.astype(np.int32),
-        study_names=tuple(map(str, study_names)),
+        labels=labels.codes,
+        label_names=labels.names,
+        studies=studies.codes,
+        study_names=studies.names,
         ontology=ontology if label_key is not None else None,
         missing_genes=tuple(set.intersection(*(set(missing) for _, missing in aligned))),
     )
 
 
-def require_cells(cells: object, what: str) -> Cells:
-    """The cells; a ValueError that names `read_cells` for anything else."""
-    if not isinstance(cells, Cells):
-        raise ValueError(
-            f"{what} must come from jaxmetric.read_cells(source, label_key=..., study_key=...), but "
-            f"is of type {type(cells).__name__}."
-        )
-    return cells
-
-
-def align_genes(
-    X: sp.csr_matrix,
-    genes: Sequence[str],
-    target: Sequence[str],
-    min_gene_overlap: float,
-    name: str = "the data",
-) -> tuple[sp.csr_matrix, tuple[str, ...]]:
-    """The columns of X in the order of `target`, by name, and the target's genes that X lacks.
+def read_store(
+    path: Path,
+    label_key: str | None = None,
+    study_key: str | None = None,
+    ontology: CellOntology | None = None,
+) -> Cells:
+    """The cells of a training store, whose values stay on disk; keys are those of `prepare` by default.
 
     Raises:
-      ValueError: when less than `min_gene_overlap` of the target is there.
+      ValueError: for a store that is damaged, or lacks a column.
     """
-    if tuple(genes) == tuple(target):
-        return X, ()
-    column = pd.Index(genes).get_indexer(pd.Index(target))
-    found = column >= 0
-    if found.mean() < min_gene_overlap or not found.any():
-        raise ValueError(
-            f"{name} has only {found.sum()} of the {len(target)} genes expected (at least "
-            f"{min_gene_overlap:.0%} wanted); found {_some(genes)}, expected {_some(target)}. Are "
-            "both gene symbols, or both Ensembl ids, of one species? Choose the column of var with "
-            "gene_key= / --gene-key, or lower min_gene_overlap= / --min-gene-overlap."
+    require_zarr_3("a training store")
+    said = about(path) or {}
+    if said.get("format") != FORMAT:
+        raise ValueError(f"{path} must be of format {FORMAT!r}, but is of {said.get('format')!r}.")
+    check(path)
+    with opened(path, str(path), "X") as cells:
+        starts = np.asarray(cells.matrix.group["indptr"][:], np.int64)
+        labels = label_column(cells, label_key or said["label_key"])
+        labels = by_term(labels, ontology)
+        studies = study_column(cells, study_key or said["study_key"])
+        num_cells, num_genes = cells.matrix.shape
+        return Cells(
+            X=StoredRows(
+                store=path.absolute(),
+                starts=starts,
+                rows=np.arange(num_cells),
+                shape=(num_cells, num_genes),
+                largest=said["largest"],
+                fingerprint=said["fingerprint"],
+            ),
+            values=said["values"],
+            genes=cells.genes(None),
+            labels=labels.codes,
+            label_names=labels.names,
+            studies=studies.codes,
+            study_names=studies.names,
+            ontology=ontology,
         )
-    select = sp.csr_matrix(
-        (np.ones(found.sum(), X.dtype), (column[found], np.flatnonzero(found))),
-        shape=(len(genes), len(target)),
-    )
-    aligned = sp.csr_matrix(X @ select)
-    aligned.sort_indices()
-    return aligned, tuple(np.asarray(target, object)[~found])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,147 +155,43 @@ class _Part:
     X: sp.csr_matrix
     values: Values
     genes: tuple[str, ...]
-    labels: np.ndarray
-    studies: np.ndarray
+    labels: Coded
+    studies: Coded
 
 
 def _read_one(source, name, label_key, study_key, layer, values, gene_key) -> _Part:
-    adata = source if isinstance(source, anndata.AnnData) else _open(Path(source))
-    try:
-        matrix, var, where = _matrix(adata, layer, name)
-        X = _checked_csr(matrix, where)
-        genes = _genes(var, gene_key, where)
-        labels = np.full(len(X.indptr) - 1, None, object)
+    with opened(source, name, layer) as cells:
+        X = cells.read()
+        labels = Coded(np.full(len(cells), -1, np.int32), ())
         if label_key is not None:
-            labels = _column(adata.obs, label_key, "label", name)
-        studies = np.full(len(labels), name, object)
+            labels = label_column(cells, label_key)
+        studies = all_of(name, len(cells))
         if study_key is not None:
-            studies = _column(adata.obs, study_key, "study", name)
-            if pd.isna(studies).any():
-                raise ValueError(
-                    f"{name}: {pd.isna(studies).sum()} cells have no study in obs[{study_key!r}]."
-                )
-        return _Part(name, X, _values(X, values, where), genes, labels, studies.astype(str))
-    finally:
-        if adata is not source and adata.isbacked:
-            adata.file.close()
+            studies = study_column(cells, study_key)
+        kind = value_kind(Range.of(X.data), values, cells.where)
+        return _Part(name, X, kind, cells.genes(gene_key), labels, studies)
 
 
-def _open(path: Path) -> anndata.AnnData:
-    if not path.exists():
-        raise DataFileError(f"no such file: {path}.")
-    try:
-        if path.is_dir():
-            return anndata.read_zarr(path)
-        return anndata.read_h5ad(path, backed="r")
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not a readable AnnData file (h5ad, or a zarr folder): {error}"
-        ) from error
+def label_column(cells: Source, key: str) -> Coded:
+    """The label of each cell, as spelled."""
+    return coded(cells.column(key, "label"), UNLABELLED)
 
 
-def _matrix(adata: anndata.AnnData, layer: str | None, name: str):
-    """The matrix to read, the `var` of its columns, and its name for messages."""
-    if layer is None:
-        layer = "counts" if "counts" in adata.layers else "X"
-    layers = _some(key for key in adata.layers.keys() if key is not None) or "none"  # noqa: SIM118
-    if layer == "raw":
-        if adata.raw is None:
-            raise ValueError(f"{name} has no raw, which layer='raw' asks for.")
-        return adata.raw.X, adata.raw.var, f"{name}: raw"
-    if layer == "X":
-        if adata.X is None:
-            raise ValueError(f"{name} has no X; its layers are: {layers}.")
-        return adata.X, adata.var, f"{name}: X"
-    if layer not in adata.layers:
-        raise ValueError(f"{name} has no layer {layer!r}; it has: {layers}.")
-    return adata.layers[layer], adata.var, f"{name}: layer {layer!r}"
+def study_column(cells: Source, key: str) -> Coded:
+    """The study of each cell; raises a ValueError where one has none."""
+    studies = coded(cells.column(key, "study"))
+    if (studies.codes < 0).any():
+        number = (studies.codes < 0).sum()
+        raise ValueError(f"{cells.name}: {number} cells have no study in obs[{key!r}].")
+    return studies
 
 
-def _checked_csr(matrix, where: str) -> sp.csr_matrix:
-    matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix[:]
-    if not sp.issparse(matrix):
-        matrix = np.asarray(matrix)
-    if matrix.dtype.kind not in "buif":
-        raise ValueError(f"{where} must hold numbers, but is of type {matrix.dtype}.")
-    if 0 in matrix.shape:
-        raise ValueError(f"{where} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes.")
-    X = sp.csr_matrix(matrix, dtype=np.float32)
-    X.sum_duplicates()
-    X.eliminate_zeros()
-    bad = ~np.isfinite(X.data)
-    if bad.any():
-        raise ValueError(f"{where} has {bad.sum()} values that are NaN or infinite.")
-    if (X.data < 0).any():
-        raise ValueError(
-            f"{where} has {(X.data < 0).sum()} negative values, down to {X.data.min():.3g}: scaled "
-            "data? Counts or log-normalised values are needed: choose another matrix with "
-            "layer= / --layer ('raw', 'X' or a layer's name)."
-        )
-    return X
-
-
-def _values(X: sp.csr_matrix, values: Values | None, where: str) -> Values:
-    whole = bool((X.data == np.rint(X.data)).all())
-    if values == "counts" and not whole:
-        part = (X.data != np.rint(X.data)).mean()
-        raise ValueError(
-            f"{where} must hold counts, but {part:.0%} of its values are not whole numbers. If it "
-            "is log-normalised, say values='lognorm' / --values lognorm."
-        )
-    if values not in (None, "counts", "lognorm"):
-        raise ValueError(f"values must be 'counts' or 'lognorm', but is {values!r}.")
-    if values is not None:
-        return values
-    if whole:
-        return "counts"
-    if "counts" in where.rpartition(": ")[2]:
-        raise ValueError(
-            f"{where} must hold counts, but has values that are not whole numbers. Choose another "
-            "matrix with layer= / --layer, or say values='lognorm' / --values lognorm."
-        )
-    if X.data.max() <= LOG_LIMIT:
-        return "lognorm"
-    raise ValueError(
-        f"{where} is neither counts (whole numbers) nor log-normalised (up to {LOG_LIMIT:.1f}): it "
-        f"has fractions and reaches {X.data.max():.4g}. Normalised without log1p? Choose another "
-        "matrix with layer= / --layer, or decide with values='lognorm' / --values lognorm."
-    )
-
-
-def _genes(var: pd.DataFrame, gene_key: str | None, where: str) -> tuple[str, ...]:
-    names = var.index if gene_key is None else _column(var, gene_key, "gene", where, "var")
-    index = pd.Index(np.asarray(names, object).astype(str))
-    if index.has_duplicates:
-        twice = index[index.duplicated()].unique()
-        raise ValueError(
-            f"{where} has {len(twice)} gene names more than once ({_some(twice)}): make them unique "
-            "(adata.var_names_make_unique()), or choose another column with gene_key= / --gene-key."
-        )
-    return tuple(index)
-
-
-def _column(frame: pd.DataFrame, key: str, what: str, name: str, frame_name="obs") -> np.ndarray:
-    if key not in frame.columns:
-        raise ValueError(
-            f"{name} has no {what} column {frame_name}[{key!r}]; it has: "
-            f"{_some(frame.columns, 20) or 'none'}."
-        )
-    return frame[key].to_numpy(dtype=object)
-
-
-def _labels(
-    raw: np.ndarray, ontology: CellOntology | None
-) -> tuple[Int[np.ndarray, " cells"], tuple[str, ...]]:
-    """Codes and sorted names; with an ontology, names and ids of a term become the term's name."""
-    blank = pd.isna(raw) | np.isin(raw.astype(str), UNLABELLED)
-    spelled, code = np.unique(raw[~blank].astype(str), return_inverse=True)
-    if ontology is not None:
-        spelled = np.array([ontology.name(term) for term in ontology.resolve(spelled.tolist())])
-    names, term = np.unique(spelled, return_inverse=True)
-    labels = np.full(len(raw), -1, np.int32)
-    labels[~blank] = term[code] if len(names) else -1
-    return labels, tuple(map(str, names))
+def by_term(labels: Coded, ontology: CellOntology | None) -> Coded:
+    """With an ontology, names and ids of a term become the term's name; errors for those of none."""
+    if ontology is None:
+        return labels
+    ids = ontology.resolve(labels.names)
+    return renamed(labels, {n: ontology.name(i) for n, i in zip(labels.names, ids, strict=True)})
 
 
 def _shared_genes(parts: list[_Part]) -> tuple[str, ...]:
@@ -383,15 +205,10 @@ def _check_shared(parts: list[_Part], shared: tuple[str, ...], least: float) -> 
             others = ", ".join(other.name for other in parts if other is not part)
             raise ValueError(
                 f"{part.name} shares only {len(shared)} of its {len(part.genes)} genes with {others} "
-                f"(at least {least:.0%} wanted): its genes are {_some(part.genes)}. Choose the column "
+                f"(at least {least:.0%} wanted): its genes are {some(part.genes)}. Choose the column "
                 "of var with gene_key= / --gene-key, or lower min_gene_overlap= / --min-gene-overlap."
             )
 
 
 def _name(source, i: int) -> str:
     return f"AnnData {i + 1}" if isinstance(source, anndata.AnnData) else str(source)
-
-
-def _some(names, most: int = 3) -> str:
-    names = list(map(str, names))
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -13,7 +13,7 @@ from jaxmetric.config import Config
 from jaxmetric.data import read_cells
 from jaxmetric.evaluation import score_table
 from jaxmetric.fit import fit
-from jaxmetric.learner import load
+from jaxmetric.load import load
 from jaxmetric.plots import plot_history
 
 log = logging.getLogger("jaxmetric")
@@ -62,7 +62,7 @@ def demo(directory: Path) -> dict[str, float]:
     fit(train, CONFIG, directory=directory / "run", validation=query)
     model = load(directory / "run" / "model")
     log.info("embedding and scoring")
-    scores = model.evaluate(query, train, svd=True)
+    scores = model.evaluate(query, train)
     adata.obsm["X_jaxmetric"] = model.embed(adata)
     adata.obs["held_out"] = np.where(held_out, "held out", "training")
     log.info("drawing: UMAP of the embedding, training curves")

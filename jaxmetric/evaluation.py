@@ -1,100 +1,232 @@
-"""How good an embedding of query cells is, by itself and beside reference cells."""
+"""The evaluation report: how good an embedding of query cells is, beside others of the same cells."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-import scipy.sparse.linalg
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num, Shaped
 
 from jaxmetric import metrics
-from jaxmetric.data import Cells
+from jaxmetric.agreement import (
+    hidden_gene_agreement,
+    hidden_genes,
+    most_variable,
+    neighborhood_agreement,
+)
+from jaxmetric.bootstrap import intervals, weighted_means
+from jaxmetric.cells import Cells
+from jaxmetric.embeddings import MODEL, Embedding, seen_genes
+from jaxmetric.label_transfer import (
+    Labelled,
+    confusion,
+    confusion_scores,
+    counts,
+    number_alike,
+    per_type,
+    predict,
+)
+from jaxmetric.labels import depth_first_order
+from jaxmetric.mixing import study_mixing
+from jaxmetric.retrieval import retrieval_per_cell
+from jaxmetric.svd import log_normalized, svd_embedding
+
+TABLE = (
+    "accuracy",
+    "macro_f1",
+    "balanced_accuracy",
+    "ontology_accuracy",
+    "map_at_r",
+    "silhouette",
+    "study_mixing",
+    "neighborhood_agreement",
+    "hidden_gene_agreement",
+    "nmse",
+)
 
 
-def score_embedding(
-    z: Float[np.ndarray, "q d"],
-    query: Cells,
-    z_reference: Float[np.ndarray, "r d"] | None = None,
-    reference: Cells | None = None,
-    *,
-    k: int = 15,
-) -> dict[str, float]:
-    """Scores of an embedding of labelled query cells.
+class Evidence(NamedTuple):
+    """What embeddings are judged by, the same for all of them.
+
+    Attributes:
+      labels: labels of query and reference cells.
+      order: the labels in an order in which relatives lie together.
+      studies: study of each query cell, then of each reference cell.
+      markers: log-normalised expression of the query cells in the reference's most variable genes.
+      reference_markers: of the reference cells.
+      hidden: log-normalised expression of the query cells in the hidden genes.
+    """
+
+    labels: Labelled
+    order: Int[np.ndarray, " k"]
+    studies: Shaped[np.ndarray, " n"]
+    markers: Float[np.ndarray, "q g"]
+    reference_markers: Float[np.ndarray, "r g"]
+    hidden: sp.csr_matrix
+
+
+def report_of(
+    embeddings: Mapping[str, Embedding], query: Cells, reference: Cells, *, k: int = 15
+) -> dict[str, Any]:
+    """The scores of the first embedding, and beside them those of the others.
+
+    Args:
+      embeddings: by name, the first the model's.
+      query: labelled cells of the genes that the model reads, log-normalised.
+      reference: labelled cells of the same genes, log-normalised.
+      k: neighbours that vote.
 
     Returns:
-      `silhouette`: ontology-aware silhouette width of the labelled query cells, cosine distance.
-      With a reference also `accuracy` and `macro_f1` of labels transferred from the k nearest
-      reference cells, weighted by 1 / distance, over the `num_scored` query cells whose label some
-      reference cell has; macro-F1 is the mean over labels that are true or predicted.
-
-    Raises:
-      ValueError: when no query cell can be scored, or k exceeds the labelled reference cells.
+      See `MetricLearning.evaluate`.
     """
-    names = sorted(set(query.label_names) | set(reference.label_names if reference else ()))
-    truth = query.with_labels(names).labels
-    descendants = query.ontology.descendants(names) if query.ontology else None
-    scores = {
-        "num_cells": len(query),
-        "silhouette": metrics.ontology_silhouette(z, truth, descendants=descendants),
+    evidence = evidence_of(query, reference)
+    found = {name: embedding_report(one, evidence, k) for name, one in embeddings.items()}
+    first, *others = found
+    cells = {"num_cells": len(query), **counts(evidence.labels), "k": k}
+    return plain(cells | found[first] | {"beside": {name: found[name] for name in others}})
+
+
+def evidence_of(query: Cells, reference: Cells) -> Evidence:
+    """Labels, studies and expression of log-normalised cells."""
+    labels = number_alike(query, reference)
+    x, y = query.matrix(), reference.matrix()
+    genes = most_variable(y)
+    return Evidence(
+        labels=labels,
+        order=depth_first_order(labels.names, query.ontology),
+        studies=np.concatenate([study_of(query), study_of(reference)]),
+        markers=x[:, genes].toarray(),
+        reference_markers=y[:, genes].toarray(),
+        hidden=x[:, hidden_genes(len(query.genes))],
+    )
+
+
+def embedding_report(embedding: Embedding, evidence: Evidence, k: int) -> dict[str, Any]:
+    """One embedding's scores, intervals, rows by type, confusion matrix, and why scores are missing."""
+    labels, (z, z_reference) = evidence.labels, embedding[:2]
+    predicted = predict(z, z_reference, labels, k)
+    C = confusion(labels.query, predicted, len(labels.names))
+    widths = silhouette_widths(z, labels)
+    per_cell = {"silhouette": widths} | retrieval_per_cell(
+        z, labels.query, z_reference, labels.reference, descendants=labels.descendants
+    )
+    if embedding.error is not None:
+        per_cell |= {"mse": embedding.error, "power": embedding.power}
+
+    def scores(weights: Num[np.ndarray, " q"]) -> dict[str, float]:
+        weighted = confusion(labels.query, predicted, len(labels.names), weights)
+        return confusion_scores(weighted, labels.descendants) | cell_means(per_cell, weights)
+
+    neighbors = metrics.nearest_neighbors(z, z_reference, k).indices
+    found = scores(np.ones(len(z))) | {
+        "study_mixing": study_mixing(np.concatenate([z, z_reference]), evidence.studies),
+        "neighborhood_agreement": neighborhood_agreement(
+            evidence.markers, evidence.reference_markers, neighbors
+        ),
+        "hidden_gene_agreement": "no genes can be hidden from it"
+        if embedding.hidden is None
+        else hidden_gene_agreement(embedding.hidden, evidence.hidden),
     }
-    if reference is None or z_reference is None:
-        return scores
-    known = reference.with_labels(names).labels
-    labelled = known >= 0
-    scored = np.isin(truth, known[labelled])
-    if not scored.any():
-        raise ValueError(
-            f"none of the {len(query)} query cells has a label that a reference cell has: the labels "
-            f"are {sorted(_names(query))} and {sorted(_names(reference))}."
-        )
-    neighbors = metrics.nearest_neighbors(z[scored], z_reference[labelled], k)
-    predicted = metrics.transfer_labels(neighbors, known[labelled], len(names))
-    return scores | {
-        "num_reference": int(labelled.sum()),
-        "num_scored": int(scored.sum()),
-        "accuracy": metrics.accuracy(truth[scored], predicted),
-        "macro_f1": metrics.macro_f1(truth[scored], predicted),
+    notes = {name: score for name, score in found.items() if isinstance(score, str)}
+    shown = [i for i in evidence.order if C[i].any() or C[:, i].any()]
+    return found | {
+        **dict.fromkeys(notes),
+        "intervals": intervals(scores, len(z)),
+        "per_type": per_type(C, labels, widths, evidence.order),
+        "confusion": {
+            "labels": [labels.names[i] for i in shown],
+            "counts": C[np.ix_(shown, shown)].astype(int).tolist(),
+        },
+        "notes": notes,
     }
 
 
-def score_table(scores: dict[str, float]) -> str:
-    """The scores as text: one column for the model, one for the SVD where it was scored."""
-    names = ("accuracy", "macro_f1", "silhouette", "nmse")
-    lines = [f"{'':12}{'jaxmetric':>10}" + (f"{'SVD-50':>10}" if "svd_accuracy" in scores else "")]
+def scores_alone(embedding: Embedding, query: Cells) -> dict[str, Any]:
+    """What needs no reference cells: silhouette width and reconstruction."""
+    labels = number_alike(query, query)
+    per_cell = {"silhouette": silhouette_widths(embedding.query, labels)}
+    if embedding.error is not None:
+        per_cell |= {"mse": embedding.error, "power": embedding.power}
+    return plain({"num_cells": len(query)} | cell_means(per_cell, np.ones(len(query))))
+
+
+def cell_means(
+    per_cell: dict[str, Float[np.ndarray, " q"]], weights: Num[np.ndarray, " q"]
+) -> dict[str, float]:
+    """Means over cells, and nmse: mean squared error over mean squared expression."""
+    means = weighted_means(per_cell, weights)
+    if "power" in means:
+        means["nmse"] = means["mse"] / max(means.pop("power"), 1e-12)
+    return means
+
+
+def silhouette_widths(z: Float[np.ndarray, "q d"], labels: Labelled) -> Float[np.ndarray, " q"]:
+    """Ontology-aware silhouette width of each query cell in cosine distance; NaN: it has none."""
+    below = labels.descendants if labels.names else None
+    return metrics.silhouette_widths(z, labels.query, descendants=below)
+
+
+def svd_baseline(
+    query: Cells, reference: Cells, logged_query: Cells, logged_reference: Cells
+) -> Embedding:
+    """Truncated SVD, fitted on the reference cells, and again without the hidden genes.
+
+    The latter from the cells as they are: hidden counts are no part of a cell's total either.
+    """
+    seen = seen_genes(query.genes)
+    hidden, _ = svd_embedding(query.with_genes(seen), reference.with_genes(seen))
+    return Embedding(*svd_embedding(logged_query, logged_reference), hidden)
+
+
+def logged(cells: Cells) -> Cells:
+    """The same cells with log-normalised values, in memory."""
+    return dataclasses.replace(cells, X=log_normalized(cells), values="lognorm")
+
+
+def study_of(cells: Cells) -> Shaped[np.ndarray, " cells"]:
+    """The name of each cell's study."""
+    return np.array(cells.study_names, object)[cells.studies]
+
+
+def score_table(report: dict[str, Any]) -> str:
+    """The main scores as text, with their intervals: a column for each embedding."""
+    columns = {MODEL: report} | report.get("beside", {})
+    names = [name for name in TABLE if any(name in one for one in columns.values())]
+    left = max(map(len, names))
+    lines = [" " * left + "".join(f"{name:>24}" for name in columns)]
     for name in names:
-        if name in scores:
-            both = [scores[key] for key in (name, f"svd_{name}") if key in scores]
-            lines.append(f"{name:12}" + "".join(f"{value:10.3f}" for value in both))
-    if "num_scored" in scores:
+        texts = (score_text(one, name) for one in columns.values())
+        lines.append(f"{name:{left}}" + "".join(f"{text:>24}" for text in texts))
+    lacking = defaultdict(list)
+    for column, one in columns.items():
+        for name, why in one.get("notes", {}).items():
+            lacking[name, why].append(column)
+    lines += [f"{name} of {', '.join(of)}: {why}" for (name, why), of in lacking.items()]
+    if "num_scored" in report:
         lines.append(
-            f"{scores['num_scored']} of {scores['num_cells']} query cells have a label among those of "
-            f"the {scores['num_reference']} reference cells"
+            f"{report['num_scored']} of {report['num_cells']} query cells have a label among those of "
+            f"the {report['num_reference']} reference cells"
         )
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def svd_embedding(
-    query: Cells, reference: Cells, dim: int = 50
-) -> tuple[Float[np.ndarray, "q dim"], Float[np.ndarray, "r dim"]]:
-    """Truncated SVD of the reference cells' log-normalised expression: the baseline to beat.
-
-    The query cells are projected on the right singular vectors of the reference. There are fewer
-    dimensions where cells or genes are few.
-    """
-    x, y = log_normalized(query), log_normalized(reference)
-    dim = min(dim, min(y.shape) - 1)
-    start = np.full(min(y.shape), min(y.shape) ** -0.5, np.float32)
-    _, _, components = scipy.sparse.linalg.svds(y, k=dim, v0=start)
-    return np.asarray(x @ components.T), np.asarray(y @ components.T)
+def score_text(report: dict[str, Any], name: str) -> str:
+    """A score with its interval, as far as there are any."""
+    if report.get(name) is None:
+        return "-" if name in report else ""
+    low, high = report.get("intervals", {}).get(name, (None, None))
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{report[name]:.3f}{interval}"
 
 
-def log_normalized(cells: Cells) -> sp.csr_matrix:
-    """The cells' log1p of counts per 10,000, as `expression.log_normalize` gives it on the device."""
-    if cells.values == "lognorm":
-        return cells.X
-    total = np.asarray(cells.X.sum(1)).ravel()
-    X = cells.X.copy()
-    X.data = np.log1p(X.data * np.repeat(1e4 / np.where(total > 0, total, 1), np.diff(X.indptr)))
-    return X.astype(np.float32)
-
-
-def _names(cells: Cells) -> set[str]:
-    return {cells.label_names[i] for i in np.unique(cells.labels) if i >= 0}
+def plain(value: Any) -> Any:
+    """The value as JSON has it: numpy's types become Python's, NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    value = value.item() if isinstance(value, np.generic | np.ndarray) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,27 +1,30 @@
-"""The training loop: the one place where the step is jitted and sharded."""
+"""`fit`: from labelled cells to a trained model."""
 
 import dataclasses
-import functools
 import logging
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
-from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
-from jaxmetric.batches import draw_epoch, pack, packed_width, sampling_weights
+from jaxmetric.cells import Cells, require_cells
 from jaxmetric.config import Config
-from jaxmetric.data import Cells, require_cells
-from jaxmetric.labels import label_set
-from jaxmetric.learner import MetricLearning, load
-from jaxmetric.run import Run, finite, identity
-from jaxmetric.sharding import by_cell, cell_mesh, check_divides, put_batch, replicated
+from jaxmetric.feed import DataOn
+from jaxmetric.learner import MetricLearning
+from jaxmetric.load import load
+from jaxmetric.loop import best_epoch, train_epochs
+from jaxmetric.run import Run, identity
+from jaxmetric.sharding import (
+    cell_mesh,
+    check_divides,
+    is_first_process,
+    num_processes,
+    wait_for_all,
+)
 from jaxmetric.split import split, usable_cells
-from jaxmetric.train import init_state, train_step
-from jaxmetric.validation import validator
 from jaxmetric.warm_start import (
     check_networks,
     digest,
@@ -29,18 +32,9 @@ from jaxmetric.warm_start import (
     with_genes_of,
     with_sizes_of,
 )
+from jaxmetric.watch import Report
 
 log = logging.getLogger("jaxmetric")
-LOGGED = (
-    "epoch",
-    "loss",
-    "triplet_loss",
-    "mse",
-    "hard_fraction",
-    "val_loss",
-    "val_nmse",
-    "val_silhouette",
-)
 
 
 def fit(
@@ -53,7 +47,9 @@ def fit(
     freeze: Sequence[str] | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
+    log_every: int = 0,
     tensorboard: bool = False,
+    data_on: DataOn = "host",
 ) -> MetricLearning:
     """Trains a model.
 
@@ -71,10 +67,17 @@ def fit(
       freeze: groups of weights that stay as they are, as in `Config.freeze`, which it replaces.
       devices: devices to train on; default all. They share each batch.
       progress: show a progress bar, on a terminal.
+      log_every: also log the loss and the pace every so many steps; 0: after each epoch only.
+      data_on: "host": batches are made by the host, ahead of the step; "device": all cells live packed in
+        the memory of each device, where they must fit, and up to 25 steps run at a time without the
+        host. The batches are the same.
       tensorboard: also write the metrics to `tensorboard/` in the directory (extra `tensorboard`).
 
     Raises:
       ValueError: for data that cannot be trained on, or a directory that belongs to another run.
+      Interrupted: a KeyboardInterrupt, after SIGTERM or Ctrl-C, once the step under way is saved.
+      NonFiniteError: when a loss or its gradient is NaN or infinite.
+      CheckpointWriteError: an OSError, when a checkpoint cannot be written.
     """
     require_cells(cells, "cells")
     if isinstance(init, str | Path):
@@ -88,8 +91,16 @@ def fit(
         freeze = (freeze,) if isinstance(freeze, str) else tuple(freeze)
         config = dataclasses.replace(config, freeze=freeze)
     check_networks(config, init)
+    if config.monitor is not None and config.monitor.startswith("val_") and not validation:
+        raise ValueError(
+            f"monitor is {config.monitor}, but no cells are held out: name studies in validation= / "
+            "--validation."
+        )
     train, held_out = split(cells, validation)
+    num_cells = len(train)
     train, dropped = usable_cells(train, config)
+    for reason, number in dropped.items():
+        log.warning("dropped %d of %d cells: %s", number, num_cells, reason)
     if held_out is not None:
         names = sorted(set(train.label_names) | set(held_out.label_names))
         train, held_out = train.with_labels(names), held_out.with_labels(names)
@@ -101,15 +112,15 @@ def fit(
         "studies": [train.study_names[i] for i in np.unique(train.studies)],
         "values": train.values,
         "missing_genes": len(train.missing_genes),
-        "steps": config.max_epochs * config.steps_per_epoch,
         "validation_cells": 0 if held_out is None else len(held_out),
     }
     if init is not None:
         trained_on["init"] = init.trained_on
-        trained_on["steps"] += init.trained_on.get("steps", 0)
     log.info("training on %s", train.describe())
     if held_out is not None:
         log.info("validating on %s", held_out.describe())
+    if data_on not in typing.get_args(DataOn):
+        raise ValueError(f"data_on must be 'host' or 'device', but is {data_on!r}.")
     if tensorboard and directory is None:
         raise ValueError("tensorboard=True needs a directory= to write to.")
     run = None
@@ -118,10 +129,20 @@ def fit(
         run = Run(Path(directory), what, tensorboard)
     try:
         start = init and init.variables
-        variables, history = _train(train, held_out, config, start, mesh, run, progress)
-    finally:
-        if run is not None:
+        report = Report(progress, log_every)
+        variables, history = train_epochs(
+            train, held_out, config.for_cells(len(train)), start, mesh, run, report, data_on
+        )
+    except BaseException:
+        if (
+            run is not None and num_processes() == 1
+        ):  # of several, one may be gone: no waiting for it
             run.close()
+        raise
+    if run is not None:
+        run.close()
+    last = history[(best_epoch(history, config) or len(history)) - 1]
+    trained_on["steps"] = last["step"] + (init.trained_on.get("steps", 0) if init else 0)
     labels = tuple(train.label_names[i] for i in np.unique(train.labels))
     label_ids = tuple(train.ontology.resolve(labels)) if train.ontology else None
     if init is not None:
@@ -136,58 +157,8 @@ def fit(
         trained_on=trained_on,
         history=pd.DataFrame(history),
     )
-    if run is not None and not (run.directory / "model").exists():
-        model.save(run.directory / "model")
-    return model
-
-
-def _train(
-    train: Cells,
-    held_out: Cells | None,
-    config: Config,
-    start: dict | None,
-    mesh: Mesh,
-    run: Run | None,
-    progress: bool,
-) -> tuple[dict, list[dict]]:
-    """The networks' variables after the last epoch, and a row of metrics per epoch."""
-    everywhere = replicated(mesh)
-    step = jax.jit(
-        functools.partial(train_step, config=config, counts=train.values == "counts"),
-        in_shardings=(everywhere, by_cell(mesh), everywhere),
-        out_shardings=everywhere,
-        donate_argnums=0,
-    )
-    init = functools.partial(init_state, config, len(train.genes))
-    state, history = jax.jit(init, out_shardings=everywhere)(start), []
     if run is not None:
-        state, history = run.resume(state)
-    relations = jax.device_put(label_set(train.label_names, train.ontology), everywhere)
-    validate = None if held_out is None else validator(held_out, relations, config, mesh)
-    studies = train.studies if config.sample_across_studies else None
-    weights = sampling_weights(train.labels, studies)
-    width = packed_width(train)
-    with tqdm(
-        total=config.max_epochs * config.steps_per_epoch,
-        initial=len(history) * config.steps_per_epoch,
-        desc="training",
-        unit="step",
-        disable=not progress or None,
-    ) as bar:
-        for epoch in range(len(history), config.max_epochs):
-            infos = []
-            for rows in draw_epoch(weights, config, epoch):
-                batch = put_batch(pack(train, rows, width), mesh)
-                state, info = step(state, batch, relations)
-                if infos:  # of the step before: reading it does not hold up this one
-                    bar.set_postfix(epoch=epoch + 1, loss=f"{float(infos[-1]['loss']):.4f}")
-                infos.append(info)
-                bar.update()
-            row = {"epoch": epoch + 1, "step": (epoch + 1) * config.steps_per_epoch}
-            row |= jax.tree.map(lambda *x: float(np.mean(x)), *jax.device_get(infos))
-            row |= validate(state.variables) if validate else {}
-            history.append(finite(row))
-            log.info(", ".join(f"{name} {row[name]:.4g}" for name in LOGGED if name in row))
-            if run is not None:
-                run.record(state, history[-1])
-    return jax.device_get(state.variables), history
+        if is_first_process() and not (run.directory / "model").exists():
+            model.save(run.directory / "model")
+        wait_for_all("model")
+    return model

@@ -45,6 +45,31 @@ def label_set(names: Sequence[str], ontology: CellOntology | None) -> LabelSet:
     return LabelSet(ontology.related(terms), ontology.descendants(terms), parents)
 
 
+def depth_first_order(names: Sequence[str], ontology: CellOntology | None) -> Int[np.ndarray, " k"]:
+    """The labels' numbers in an order in which relatives lie together: a label before its descendants.
+
+    Each label hangs below its nearest ancestor among the labels, else below its most specific direct
+    parent in the ontology, and so on up; names decide between siblings. A label with two ancestors that
+    are no relatives lies below one of them. Without ontology, the order is that of the names.
+    """
+    if ontology is None:
+        return np.argsort(np.array(names, object), kind="stable")
+
+    def lineage(name: str) -> list[str]:
+        path = [name]
+        while (up := parent(path[-1])) is not None and up not in path:
+            path.append(up)
+        return path[::-1]
+
+    def parent(name: str) -> str | None:
+        (present,) = ontology.nearest_present_parent([name], names)
+        (any_one,) = ontology.nearest_present_parent([name], ontology.parents([name])[0])
+        return present or any_one
+
+    paths = [lineage(name) for name in names]
+    return np.array(sorted(range(len(names)), key=paths.__getitem__), int)
+
+
 def singleton_labels(
     labels: Int[np.ndarray, " n"], studies: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " s"]:

@@ -1,11 +1,13 @@
 """`MetricLearning`: a trained model, with all that is needed to use it."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import jax
@@ -15,17 +17,33 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from jaxmetric.batches import Batch, in_order
-from jaxmetric.checkpoint import load_model, read_meta, save_model, whole_directory
+from jaxmetric.annotate import Search, annotate, cell_names, reference_of
+from jaxmetric.batches import Batch, batches, capacity, reader, rows_in_order
+from jaxmetric.cells import Cells, require_cells
+from jaxmetric.checkpoint import (
+    save_model,
+    whole_directory,
+    write_text,
+)
 from jaxmetric.config import Config
-from jaxmetric.data import Cells, Values, read_cells, require_cells
-from jaxmetric.evaluation import score_embedding, svd_embedding
+from jaxmetric.data import read_cells
+from jaxmetric.embeddings import MODEL, SVD, Embedding, given_embeddings, in_memory, seen_genes
+from jaxmetric.evaluation import logged, report_of, scores_alone, svd_baseline
+from jaxmetric.evaluation_page import page_of
 from jaxmetric.expression import expression
+from jaxmetric.genes import gene_columns
+from jaxmetric.metrics import nearest_neighbors
 from jaxmetric.model import Autoencoder
-from jaxmetric.ontology import CellOntology
-from jaxmetric.scimilarity import SCimilarityModel, read_model, write_model
+from jaxmetric.packed import move_columns
+from jaxmetric.plots import require_pictures
+from jaxmetric.prefetch import prefetch
+from jaxmetric.scimilarity import SCimilarityModel, write_model
 from jaxmetric.sharding import cell_mesh, put_batch, replicated
+from jaxmetric.source import opened, paths_in
+from jaxmetric.store import about
+from jaxmetric.stream import batches_of, of_one_kind
 from jaxmetric.train import autoencoder
+from jaxmetric.values import Values
 
 log = logging.getLogger("jaxmetric")
 BATCH = 1000  # cells embedded at a time, over all devices
@@ -79,15 +97,58 @@ class MetricLearning:
         Raises:
           ValueError: for data that cannot be read, or with too few of the model's genes.
         """
-        cells = read_cells(
-            source,
-            layer=layer,
-            values=values,
-            gene_key=gene_key,
-            genes=self.genes,
-            min_gene_overlap=min_gene_overlap,
-        )
+        how = {
+            "layer": layer,
+            "values": values,
+            "gene_key": gene_key,
+            "min_gene_overlap": min_gene_overlap,
+        }
+        if isinstance(source, str | Path) and about(Path(source)) is None:
+            paths = paths_in(Path(source))
+            pieces = [z for path in paths for z in self.stream(path, progress=progress, **how)]
+            return np.concatenate(pieces)
+        cells = read_cells(source, genes=self.genes, ontology=None, **how)
         return self._map(_embed, cells, "embedding", progress)
+
+    def stream(
+        self,
+        source: str | Path,
+        *,
+        layer: str | None = None,
+        values: Values | None = None,
+        gene_key: str | None = None,
+        min_gene_overlap: float = 0.2,
+        start: int = 0,
+        progress: bool = False,
+    ) -> Iterator[Float[np.ndarray, "some latent"]]:
+        """Embeddings of a file's cells from `start` on, some at a time: the file may have any size.
+
+        Arguments as in `embed`.
+        """
+        mesh = cell_mesh(jax.local_devices())
+        network = autoencoder(self.config, len(self.genes))
+        variables = jax.device_put(self.variables, replicated(mesh))
+        with (
+            opened(source, str(source), layer) as cells,
+            tqdm(
+                total=len(cells),
+                initial=start,
+                desc="embedding",
+                unit=" cells",
+                disable=None if progress else True,
+            ) as bar,
+        ):
+            size = -(-min(BATCH, len(cells)) // mesh.size) * mesh.size
+            own = cells.genes(gene_key)
+            columns, _ = gene_columns(own, self.genes, min_gene_overlap, cells.where)
+            kind, blocks = of_one_kind(cells, values, start)
+            aligned = (move_columns(X, columns, len(self.genes)) for X in blocks)
+            made = prefetch(batches_of(aligned, size, mesh.size))
+            with contextlib.closing(blocks), contextlib.closing(made):
+                for batch, real in made:
+                    z = _embed(network, variables, put_batch(batch, mesh), kind == "counts")
+                    yield np.asarray(z)[:real]
+                    bar.update(real)
 
     def reconstruct(self, z: Float[np.ndarray, "cells latent"]) -> Float[np.ndarray, "cells genes"]:
         """The log-normalised expression that the decoder gives for embeddings.
@@ -109,42 +170,129 @@ class MetricLearning:
         reference: Cells | None = None,
         *,
         k: int = 15,
-        svd: bool = False,
+        svd: bool = True,
+        embeddings: Mapping[str, tuple] | None = None,
+        page: str | Path | None = None,
         progress: bool = False,
-    ) -> dict[str, float]:
-        """Scores the embedding of labelled query cells, best on studies not trained on.
+    ) -> dict[str, Any]:
+        """The report on the embedding of labelled query cells, best of studies not trained on.
 
         Args:
           query: the cells to score, from `read_cells`.
-          reference: labelled cells to transfer labels from.
+          reference: labelled cells to transfer labels from; held in memory, as the query cells are.
           k: neighbours that vote.
-          svd: also score a truncated SVD of 50 dimensions, fitted on the reference: `svd_...`.
+          svd: also score a truncated SVD of 50 dimensions, fitted on the reference.
+          embeddings: others to score, by name: (query cells, d) and (reference cells, d).
+          page: also write the report with pictures, one HTML file (extra `eval`).
           progress: show progress bars.
 
         Returns:
-          `mse` and `nmse` (mse over the mean square of the expression) of the reconstruction, where
-          the model has a decoder, and the scores of `score_embedding`.
+          What `json.dumps` takes; a score that is not defined is None. Without a reference `num_cells`,
+          `silhouette` (ontology-aware, cosine distance) and, of a model with decoder, `mse` and `nmse`
+          (mse over the mean square of the expression). With one also
+
+            accuracy, macro_f1, ...   of transferred labels: see `label_transfer.confusion_scores`
+            precision_at_1, ...       see `retrieval_scores`, strict and `ontology_...`
+            study_mixing              see `mixing.study_mixing` (extra `eval`)
+            neighborhood_agreement    see `agreement.neighborhood_agreement`
+            hidden_gene_agreement     see `agreement.hidden_gene_agreement`
+            intervals                 95 % of each score that is over cells: see `bootstrap.intervals`
+            per_type                  see `label_transfer.per_type`
+            confusion                 counts: rows are true labels, columns predicted ones
+            notes                     why a score is None
+            beside                    the same of the SVD ("SVD-50") and each of `embeddings`
+
+          Transferred labels are scored over the `num_scored` query cells whose label some of the
+          `num_reference` labelled reference cells has.
+
+        Raises:
+          ValueError: when no query cell can be scored, k exceeds the labelled reference cells, or an
+            embedding does not fit.
+          ImportError: for a page, when what draws it is not installed.
         """
         query = require_cells(query, "query").with_genes(self.genes)
-        scores = {}
+        if reference is None:
+            if page is not None or embeddings:
+                raise ValueError("a page, or other embeddings, need reference cells: reference=.")
+            return scores_alone(self._embedding(query, None, progress), query)
+        reference = require_cells(reference, "reference").with_genes(self.genes)
+        given = given_embeddings(embeddings or {}, len(query), len(reference))
+        if page is not None:
+            require_pictures()
+            if not Path(page).absolute().parent.is_dir():
+                raise ValueError(f"no such folder: {Path(page).parent}, to write the page in.")
+        query, reference = in_memory(query), in_memory(reference)
+        values = logged(query), logged(reference)
+        found = {MODEL: self._embedding(query, reference, progress)}
+        if svd:
+            found[SVD] = svd_baseline(query, reference, *values)
+        found |= given
+        report = report_of(found, *values, k=k)
+        if page is not None:
+            write_text(Path(page), page_of(report, found, query, reference, self.history))
+        return report
+
+    def _embedding(self, query: Cells, reference: Cells | None, progress: bool) -> Embedding:
+        """What a report needs of this model; without a reference only what is of the query cells."""
+        error = power = None
         if self.has_decoder:
-            z, error, power = self._map(_reconstruct, query, "reconstructing", progress)
-            scores["mse"] = float(error.mean(dtype=np.float64) / len(self.genes))
-            scores["nmse"] = float(error.sum(dtype=np.float64) / power.sum(dtype=np.float64))
+            z, *sums = self._map(_reconstruct, query, "reconstructing", progress)
+            error, power = (one.astype(np.float64) / len(self.genes) for one in sums)
         else:
             z = self.embed(query, progress=progress)
         if reference is None:
-            return scores | score_embedding(z, query)
-        reference = require_cells(reference, "reference").with_genes(self.genes)
-        z_reference = self.embed(reference, progress=progress)
-        scores |= score_embedding(z, query, z_reference, reference, k=k)
-        if svd:
-            z, z_reference = svd_embedding(query, reference)
-            baseline = score_embedding(z, query, z_reference, reference, k=k)
-            scores |= {
-                f"svd_{name}": baseline[name] for name in ("accuracy", "macro_f1", "silhouette")
-            }
-        return scores
+            return Embedding(z, z[:0], None, error, power)
+        hidden = self.embed(query.with_genes(seen_genes(self.genes)), progress=progress)
+        return Embedding(z, self.embed(reference, progress=progress), hidden, error, power)
+
+    def annotate(
+        self,
+        source: str | Path | anndata.AnnData | Cells,
+        reference: Cells,
+        *,
+        k: int = 15,
+        quantile: float = 0.95,
+        neighbors: Search = nearest_neighbors,
+        layer: str | None = None,
+        values: Values | None = None,
+        gene_key: str | None = None,
+        min_gene_overlap: float = 0.2,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """Labels the cells of the source by their nearest reference cells, and flags those unlike any.
+
+        Args:
+          source: the cells to annotate; an AnnData gets the columns in its `obs` too.
+          reference: labelled cells, best of several studies, from `read_cells`.
+          k: neighbours that vote.
+          quantile: a cell is out of distribution where it is farther from the reference than this
+            share of the reference's own cells are from other studies: see
+            `annotate.distance_threshold`.
+          neighbors: an index to search instead: called once with the embeddings of source and
+            reference and k, it returns indices and Euclidean distances, both (cells, k). The
+            threshold's distances are always exact.
+          layer: the source's matrix: this and the next three as in `read_cells`.
+          values: what the matrix holds.
+          gene_key: column of `var` with the gene names.
+          min_gene_overlap: least share of the model's genes that must be there.
+          progress: show progress bars.
+
+        Returns:
+          The columns of `annotate`, a row per cell, by the name of the cell; of `Cells` by number.
+
+        Raises:
+          ValueError: for data that cannot be read, or a reference of too few labelled cells.
+        """
+        names = cell_names(source, layer)
+        embed = functools.partial(self.embed, progress=progress)
+        known = reference_of(reference, embed, k=k, quantile=quantile)
+        how = {"values": values, "gene_key": gene_key, "min_gene_overlap": min_gene_overlap}
+        z = embed(source, layer=layer, **how)
+        found = annotate(z, known, k=k, neighbors=neighbors).set_axis(names)
+        if isinstance(source, anndata.AnnData):
+            for name in found:
+                source.obs[name] = found[name]
+        return found
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes the model directory, whole or not at all; an existing one only with `overwrite`."""
@@ -194,95 +342,26 @@ class MetricLearning:
         size = -(-min(BATCH, len(cells)) // mesh.size) * mesh.size
         network, counts = autoencoder(self.config, len(self.genes)), cells.values == "counts"
         variables = jax.device_put(self.variables, replicated(mesh))
-        batches = tqdm(
-            in_order(cells, size),
-            total=-(-len(cells) // size),
-            desc=what,
-            unit="batch",
-            disable=not progress or None,
-        )
+        rows = rows_in_order(np.arange(len(cells)), size)
+        fullest = capacity(cells.lengths, rows, mesh.size)
+        made = prefetch(batches(cells, rows, reader(cells), mesh.size, fullest))
+        bar = tqdm(made, total=len(rows), desc=what, unit="batch", disable=not progress or None)
         found = [
             jax.device_get(function(network, variables, put_batch(batch, mesh), counts))
-            for batch in batches
+            for batch in bar
         ]
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(cells)], *found)
 
 
-def load(directory: str | Path) -> MetricLearning:
-    """Loads what `MetricLearning.save` or `fit` wrote: a model directory, or a run with one inside.
-
-    Raises:
-      ValueError: when a file is missing, truncated, changed or foreign; the message names it.
-    """
-    variables, meta = load_model(_model_directory(Path(directory)), _shapes)
-    return MetricLearning(
-        config=Config.from_dict(meta["config"]),
-        genes=tuple(meta["genes"]),
-        labels=tuple(meta["labels"]),
-        variables=variables,
-        label_ids=meta["label_ids"] and tuple(meta["label_ids"]),
-        ontology_version=meta["ontology_version"],
-        trained_on=meta["trained_on"],
-        history=pd.DataFrame(meta["history"]),
-    )
-
-
-def load_config(directory: str | Path) -> Config:
-    """The config of a model directory, without its arrays."""
-    return Config.from_dict(read_meta(_model_directory(Path(directory)))["config"])
-
-
-def load_scimilarity(directory: str | Path) -> MetricLearning:
-    """Loads a SCimilarity model directory, without torch and without executing its pickles.
-
-    `encoder.ckpt`, `layer_sizes.json`, `gene_order.tsv` and `label_ints.csv` must be there;
-    `decoder.ckpt` (for reconstruction) and `hyperparameters.json` (for training on) may. The config is
-    `Config.scimilarity()` with the directory's hyperparameters. The model reads log1p of counts per
-    10,000; raw counts are normalised for it.
-
-    Raises:
-      ValueError: for a file that is missing, damaged, unsafe, or does not fit the others.
-    """
-    config, genes, labels, variables, steps = read_model(Path(directory))
-    ontology = CellOntology.default()
-    label_ids = ontology.find(labels)
-    unknown = [label for label, id_ in zip(labels, label_ids, strict=True) if id_ is None]
-    if unknown:
-        log.warning("%d labels are no terms of %s: %s", len(unknown), ontology.version, unknown)
-    return MetricLearning(
-        config=config,
-        genes=genes,
-        labels=labels,
-        variables=variables,
-        label_ids=tuple(label_ids),
-        ontology_version=ontology.version,
-        trained_on={"imported_from": "SCimilarity", "values": "lognorm", "steps": steps},
-    )
-
-
-def _model_directory(directory: Path) -> Path:
-    """The model directory itself, or that of a run."""
-    inside = directory / "model"
-    return inside if (inside / "model.json").exists() else directory
-
-
-def _shapes(meta: dict):
-    num_genes = len(meta["genes"])
-    network = autoencoder(Config.from_dict(meta["config"]), num_genes)
-    x = jax.ShapeDtypeStruct((1, num_genes), np.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x)
-    return {kind: {name: tree[name] for name in meta["networks"]} for kind, tree in shapes.items()}
-
-
 @functools.partial(jax.jit, static_argnames=("network", "counts"))
 def _embed(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
-    x = expression(batch.columns, batch.values, network.num_genes, counts)
+    x = expression(batch, network.num_genes, counts)
     return network.apply(variables, x, method="embed")
 
 
 @functools.partial(jax.jit, static_argnames=("network", "counts"))
 def _reconstruct(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
     """Embedding, squared error and squared expression of each cell, these summed over genes."""
-    x = expression(batch.columns, batch.values, network.num_genes, counts)
+    x = expression(batch, network.num_genes, counts)
     z, y = network.apply(variables, x)
     return z, ((x - y) ** 2).sum(1), (x**2).sum(1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxmetric.config import Divisor, Metric
 from jaxmetric.mining import check_choice, pairwise_distances
@@ -19,7 +19,7 @@ ROWS = 2**16  # cells scored at a time where sums over labels are enough
 
 def ontology_silhouette(
     z: Float[ArrayLike, "n d"],
-    labels: Int[ArrayLike, " n"],
+    labels: Integer[ArrayLike, " n"],
     *,
     descendants: Bool[ArrayLike, "k k"] | None = None,
     metric: Metric = "cosine",
@@ -54,7 +54,7 @@ def ontology_silhouette(
 
 def silhouette_widths(
     z: Float[ArrayLike, "n d"],
-    labels: Int[ArrayLike, " n"],
+    labels: Integer[ArrayLike, " n"],
     *,
     descendants: Bool[ArrayLike, "k k"] | None = None,
     metric: Metric = "cosine",
@@ -82,7 +82,7 @@ def silhouette_widths(
 @functools.partial(jax.jit, static_argnames="divisor")
 def _widths(
     sums: Float[Array, "c k"],
-    labels: Int[Array, " c"],
+    labels: Integer[Array, " c"],
     size: Float[Array, " k"],
     below: Bool[Array, "k k"],
     divisor: Divisor,
@@ -126,7 +126,7 @@ def _prepared(z: Float[Array, "c d"], mean, metric: Metric) -> Float[Array, "c d
 
 @functools.partial(jax.jit, static_argnames="k")
 def _label_sums(
-    z: Float[Array, "c d"], labels: Int[Array, " c"], k: int
+    z: Float[Array, "c d"], labels: Integer[Array, " c"], k: int
 ) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
     members = jax.nn.one_hot(labels, k)  # a row of zeros for a negative label
     return _dot(members.T, z), _dot(members.T, (z**2).sum(1))
@@ -177,21 +177,34 @@ def nearest_neighbors(
     k: int = 15,
     *,
     exclude_self: bool = False,
+    groups: tuple[Integer[ArrayLike, " q"], Integer[ArrayLike, " r"]] | None = None,
 ) -> Neighbors:
     """The k nearest reference cells of each query cell in Euclidean distance: exact, in chunks.
 
-    With `exclude_self`, query and reference are the same cells, and none is a neighbour of itself.
+    Args:
+      query: embeddings of the query cells.
+      reference: embeddings of the cells to search.
+      k: neighbours of each query cell.
+      exclude_self: query and reference are the same cells, and none is a neighbour of itself.
+      groups: a number >= 0 for each query cell and for each reference cell, such as that of its
+        study; no cell is a neighbour of one of its own group.
 
     Raises:
-      ValueError: when there are fewer than k reference cells.
+      ValueError: when some query cell has fewer than k reference cells.
     """
     query, reference = np.asarray(query, np.float32), np.asarray(reference, np.float32)
-    most = len(reference) - exclude_self
+    if exclude_self:
+        groups = np.arange(len(query)), np.arange(len(reference))
+    own, theirs = groups or (np.full(len(query), -1), np.zeros(len(reference), np.int32))
+    own, theirs = np.asarray(own, np.int32), np.asarray(theirs, np.int32)
+    excluded = np.bincount(theirs, minlength=own.max(initial=0) + 1)[own] * (own >= 0)
+    most = len(reference) - excluded.max(initial=0)
     if not 1 <= k <= most:
         raise ValueError(f"k must be from 1 to {most}, the reference cells, but is {k}.")
-    rows, reference = max(1, CHUNK // len(reference)), jnp.asarray(reference)
+    rows = max(1, CHUNK // len(reference))
+    reference, theirs = jnp.asarray(reference), jnp.asarray(theirs)
     found = [
-        jax.device_get(_nearest(query[i : i + rows], reference, i if exclude_self else -1, k))
+        jax.device_get(_nearest(query[i : i + rows], reference, own[i : i + rows], theirs, k))
         for i in range(0, len(query), rows)
     ]
     if not found:
@@ -200,22 +213,21 @@ def nearest_neighbors(
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _nearest(query, reference, first_self, k):
-    """Neighbours; the query cells are the reference cells from `first_self` on, if that is >= 0."""
+def _nearest(query, reference, own, theirs, k):
+    """Neighbours of another group than a cell's own."""
     distances = pairwise_distances(query, reference, "euclidean")
-    own = first_self + jnp.arange(len(query))[:, None] == jnp.arange(len(reference))[None, :]
-    distances = jnp.where(own & (first_self >= 0), jnp.inf, distances)
+    distances = jnp.where(own[:, None] == theirs[None, :], jnp.inf, distances)
     negated, indices = jax.lax.top_k(-distances, k)
     return indices, -negated
 
 
-def transfer_labels(
-    neighbors: Neighbors, labels: Int[ArrayLike, " r"], num_labels: int
-) -> Int[np.ndarray, " q"]:
-    """The label with most weight among the neighbours, each weighted by 1 / distance.
+def label_votes(
+    neighbors: Neighbors, labels: Integer[ArrayLike, " r"], num_labels: int
+) -> Float[np.ndarray, "q num_labels"]:
+    """The sum over the neighbours of each label of 1 / distance.
 
-    Where a neighbour is at distance 0, only such neighbours count (as in scikit-learn's
-    `KNeighborsClassifier(weights="distance")`); ties go to the smaller label.
+    Where a neighbour is at distance 0, only such neighbours count, one vote each (as in
+    scikit-learn's `KNeighborsClassifier(weights="distance")`).
     """
     exact = neighbors.distances == 0
     weight = np.where(
@@ -224,18 +236,11 @@ def transfer_labels(
     votes = np.zeros((len(weight), num_labels))
     rows = np.arange(len(weight))[:, None]
     np.add.at(votes, (rows, np.asarray(labels)[neighbors.indices]), weight)
-    return votes.argmax(1)
+    return votes
 
 
-def accuracy(truth: Int[ArrayLike, " n"], predicted: Int[ArrayLike, " n"]) -> float:
-    """Share of cells whose predicted label is the true one."""
-    return float(np.mean(np.asarray(truth) == np.asarray(predicted)))
-
-
-def macro_f1(truth: Int[ArrayLike, " n"], predicted: Int[ArrayLike, " n"]) -> float:
-    """Mean over labels, true or predicted, of F1 = 2 TP / (2 TP + FP + FN)."""
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
-    k = int(max(truth.max(), predicted.max())) + 1
-    hits = np.bincount(truth[truth == predicted], minlength=k)
-    seen = np.bincount(truth, minlength=k) + np.bincount(predicted, minlength=k)
-    return float((2 * hits[seen > 0] / seen[seen > 0]).mean())
+def transfer_labels(
+    neighbors: Neighbors, labels: Integer[ArrayLike, " r"], num_labels: int
+) -> Int[np.ndarray, " q"]:
+    """The label with most votes among the neighbours, see `label_votes`; ties go to the smaller."""
+    return label_votes(neighbors, labels, num_labels).argmax(1)

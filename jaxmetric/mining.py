@@ -13,17 +13,21 @@ These are SCimilarity's rules (Heimberg et al., Nature 638:1085, 2025). Other li
 things by "semihard": TripletMarginMiner of pytorch-metric-learning keeps every such n.
 """
 
+import functools
+import math
 import typing
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt32
 
 from jaxmetric import bits
 from jaxmetric.config import Metric, Selection
+from jaxmetric.sharding import check_divides, split_rows
 
 COMPARISONS = 2**20  # (pair, candidate) comparisons done at a time
 
@@ -95,19 +99,20 @@ def pairwise_distances(
 def mine_triplets(
     key: Key[Array, ""],
     z: Float[ArrayLike, "n d"],
-    labels: Int[ArrayLike, " n"] | None = None,
+    labels: Integer[ArrayLike, " n"] | None = None,
     *,
-    studies: Int[ArrayLike, " n"] | None = None,
+    studies: Integer[ArrayLike, " n"] | None = None,
     related: Bool[ArrayLike, "k k"] | None = None,
     positives: Bool[ArrayLike, "n m"] | None = None,
     negatives: Bool[ArrayLike, "n m"] | None = None,
     reference: Float[ArrayLike, "m d"] | None = None,
-    reference_labels: Int[ArrayLike, " m"] | None = None,
-    reference_studies: Int[ArrayLike, " m"] | None = None,
+    reference_labels: Integer[ArrayLike, " m"] | None = None,
+    reference_studies: Integer[ArrayLike, " m"] | None = None,
     margin: float = 0.05,
     selection: Selection = "semihard",
     metric: Metric = "sqeuclidean",
     both_orders: bool = False,
+    mesh: Mesh | None = None,
 ) -> Triplets:
     """Mines one negative for every pair of an anchor and a positive.
 
@@ -127,6 +132,9 @@ def mine_triplets(
       metric: distance to mine on.
       both_orders: False: each pair of the batch once, the earlier cell is the anchor; True: in both
         orders. With a reference every anchor meets every candidate.
+      mesh: devices that share the anchors, of one axis; each mines its own against all candidates, and
+        the result is split by anchor. The triplets are those of one device, but where distances
+        computed in another order of sums tie with a limit of the rule. None: left to the compiler.
 
     Raises:
       ValueError: for an unknown selection or metric, or shapes that do not fit.
@@ -145,54 +153,81 @@ def mine_triplets(
     n, m = len(z), len(reference)
     _check_masks(n, m, labels, reference_labels, positives, negatives)
 
-    row = jnp.arange(n)
-    if positives is not None:
-        positives = bits.pack(jnp.asarray(positives))
-    else:
-        positives = _same_label_other_study(labels, reference_labels, studies, reference_studies)
-    if in_batch:
-        positives &= ~bits.diagonal(n) if both_orders else bits.right_of_diagonal(n)
-    if negatives is not None:
-        negatives = bits.pack(jnp.asarray(negatives))
-        negatives = negatives & ~bits.diagonal(n) if in_batch else negatives
-    elif related is None:
-        negatives = _other_label(labels, reference_labels)
-    else:  # a row for each label, and one of none
-        negatives, row = _unrelated(related, reference_labels), jnp.asarray(labels)
-        row = jnp.where(row >= 0, row, len(negatives) - 1)
-    distances = pairwise_distances(z, reference, metric)
-    return _mine(key, distances, positives, negatives, row, margin, selection)
+    anchors = _Anchors(jnp.arange(n), z, labels, studies, positives, negatives)
+    candidates = _Candidates(reference, reference_labels, reference_studies, related)
+    anchors, candidates = jax.tree.map(_as_signed, (anchors, candidates))
+    excluded = "none" if not in_batch else "itself" if both_orders else "earlier"
+    mine = functools.partial(
+        _mine, excluded=excluded, margin=margin, selection=selection, metric=metric
+    )
+    if mesh is not None:
+        check_divides(n, mesh, "the number of anchors")
+        mine = split_rows(mine, mesh)
+    return mine(anchors, (jax.random.bits(key, (2,), "uint32"), candidates))
+
+
+def _as_signed(x: ArrayLike) -> Array:
+    """An array; of unsigned integers, of which -1 is none, a signed one."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.unsignedinteger) else x
+
+
+class _Anchors(NamedTuple):
+    """What there is a row of for each anchor, `index` its number in the batch; None: not given."""
+
+    index: Int[Array, " n"]
+    z: Float[Array, "n d"]
+    labels: Any
+    studies: Integer[Array, " n"] | None
+    positives: Bool[Array, "n m"] | None
+    negatives: Bool[Array, "n m"] | None
+
+
+class _Candidates(NamedTuple):
+    """What there is of all candidates, for every anchor, and what labels are related; None: not given."""
+
+    z: Float[Array, "m d"]
+    labels: Any
+    studies: Integer[Array, " m"] | None
+    related: Bool[Array, "k k"] | None
 
 
 def _mine(
-    key: Key[Array, ""],
-    distances: Float[Array, "n m"],
-    positives: UInt32[Array, "n w"],
-    negatives: UInt32[Array, "r w"],
-    row: Int[Array, " n"],
+    anchors: _Anchors,
+    shared: tuple[UInt32[Array, "2"], _Candidates],
+    *,
+    excluded: Literal["none", "itself", "earlier"],
     margin: float,
     selection: Selection,
+    metric: Metric,
 ) -> Triplets:
-    """Mines from packed masks; anchor a has the negatives of row[a]."""
-    (n, m), w = distances.shape, positives.shape[1]
-    distances = bits.pad(distances, jnp.inf)
-    seed = jax.random.bits(key, (2,), "uint32")
-    nearest = _first_minimum(jnp.where(bits.unpack(negatives)[row], distances, jnp.inf))
-    in_word = bits.count(positives)
-    ends = jnp.cumsum(in_word.ravel())  # pairs of words 0, 1, ... end before
-    size = max(1, min(COMPARISONS // m, n * m))
+    """Mines for some of a batch's anchors; no anchor needs to know of another.
 
-    def numbered(pair: Int[Array, " c"]) -> tuple[Int[Array, " c"], Int[Array, " c"]]:
-        """Anchor and positive of each pair number."""
-        word = jnp.searchsorted(ends, pair, side="right", method="scan_unrolled")
-        word = word.clip(max=n * w - 1)
-        bit = bits.bit_of_rank(positives.ravel()[word], pair - (ends - in_word.ravel())[word])
-        return word // w, bit * w + word % w
+    `excluded`: cells of the batch that are no positives of an anchor by their place in it.
+    """
+    seed, candidates = shared
+    m = len(candidates.z)
+    positives = _positives(anchors, candidates)
+    n, w = positives.shape
+    if excluded == "itself":
+        positives &= ~bits.one(anchors.index, w)
+    elif excluded == "earlier":
+        positives &= bits.right_of(anchors.index, w)
+    negatives, row = _negatives(anchors, candidates)
+    if excluded != "none" and anchors.negatives is not None:
+        negatives &= ~bits.one(anchors.index, w)
+    whole_words = jnp.pad(candidates.z, ((0, -m % bits.WORD), (0, 0)))
+    distances = pairwise_distances(anchors.z, whole_words, metric)
+    nearest = _nearest(distances, negatives[row])
+    pairs = bits.count(positives).sum(1)
+    ends = jnp.cumsum(pairs)  # the pairs of anchors 0, 1, ... end before
+    size = max(1, min(COMPARISONS // m, n * m))
 
     def mine_some(i, carry: Triplets) -> Triplets:
         pair = i * size + jnp.arange(size)
         real = pair < ends[-1]
-        a, p = numbered(pair)
+        a = _count_up_to(ends, pair).clip(max=n - 1)
+        p = bits.column(positives[a], pair - (ends - pairs)[a])
         to_positive = jnp.where(real, distances[a, p], -jnp.inf)[:, None]
         to_candidate = distances.at[a].get(mode="promise_in_bounds")
         hard = bits.pack(to_candidate < to_positive + margin) & negatives[row[a]]
@@ -201,16 +236,28 @@ def _mine(
             chosen = jnp.where(num_hard > 0, nearest[a], -1)
         else:
             farther = bits.pack(to_candidate > to_positive)
-            chosen = _draw(seed, a, p, hard & farther if selection == "semihard" else hard)
+            allowed = hard & farther if selection == "semihard" else hard
+            chosen = _draw(seed, anchors.index[a], p, allowed)
         return Triplets(
             carry.negative.at[jnp.where(real, a, n), p].set(chosen.astype(jnp.int32), mode="drop"),
             carry.hard.at[a].add(num_hard),
             carry.viable,
         )
 
-    viable = in_word.sum(1) * bits.count(negatives).sum(1)[row]
+    viable = pairs * bits.count(negatives).sum(1)[row]
     none = Triplets(jnp.full((n, m), -1, jnp.int32), jnp.zeros(n, jnp.int32), viable)
     return jax.lax.fori_loop(0, (ends[-1] + size - 1) // size, mine_some, none)
+
+
+def _count_up_to(ordered: Int[Array, " n"], x: Int[Array, " c"]) -> Int[Array, " c"]:
+    """How many of the ordered numbers are at most x: by blocks of sqrt(n), then within x's block.
+
+    Comparisons alone: a binary search is a chain of gathers, which XLA multiplies as it fuses them.
+    """
+    side = math.isqrt(len(ordered)) + 1
+    blocks = jnp.pad(ordered, (0, side**2 - len(ordered)), mode="edge").reshape(side, side)
+    block = (blocks[None, :, -1] <= x[:, None]).sum(1)
+    return block * side + (blocks.at[block].get(mode="clip") <= x[:, None]).sum(1)
 
 
 def _draw(
@@ -234,45 +281,47 @@ def _mix(x: UInt32[Array, " c"]) -> UInt32[Array, " c"]:
     return x ^ (x >> 16)
 
 
-def _same_label_other_study(
-    labels: Int[ArrayLike, " n"],
-    reference_labels: Int[ArrayLike, " m"],
-    studies: Int[ArrayLike, " n"] | None = None,
-    reference_studies: Int[ArrayLike, " m"] | None = None,
-) -> UInt32[Array, "n w"]:
-    """Packed: which candidates have the anchor's label and, where studies are given, another study."""
-    a, c = jnp.asarray(labels)[:, None], bits.pad(jnp.asarray(reference_labels), -1)[None, :]
-    words = jnp.where(a >= 0, bits.pack(a == c), jnp.uint32(0))
-    if studies is None or reference_studies is None:
-        return words
-    s, t = jnp.asarray(studies)[:, None], bits.pad(jnp.asarray(reference_studies), 0)[None, :]
-    return words & bits.pack(s != t)
+def _positives(anchors: _Anchors, candidates: _Candidates) -> UInt32[Array, "n w"]:
+    """Packed: the given mask; or the candidates of the anchor's label and, if given, another study."""
+    if anchors.positives is not None:
+        return bits.pack(anchors.positives)
+    a, c = anchors.labels[:, None], candidates.labels
+    if anchors.studies is None or candidates.studies is None:
+        return bits.pack_columns(lambda c: (a == c) & (a >= 0), c)
+    s, t = anchors.studies[:, None], candidates.studies
+    return bits.pack_columns(lambda c, t: (a == c) & (a >= 0) & (s != t), c, t)
 
 
-def _other_label(
-    labels: Int[ArrayLike, " n"], reference_labels: Int[ArrayLike, " m"]
-) -> UInt32[Array, "n w"]:
-    """Packed: which candidates have another label than the anchor."""
-    a, c = jnp.asarray(labels)[:, None], bits.pad(jnp.asarray(reference_labels), -1)[None, :]
-    return jnp.where(a >= 0, bits.pack(a != c) & bits.pack(c >= 0), jnp.uint32(0))
+def _negatives(
+    anchors: _Anchors, candidates: _Candidates
+) -> tuple[UInt32[Array, "r w"], Int[Array, " n"]]:
+    """Packed: the given mask, or the candidates of labels unrelated to the anchor's; and anchors' rows.
 
-
-def _unrelated(
-    related: Bool[ArrayLike, "k k"], reference_labels: Int[ArrayLike, " m"]
-) -> UInt32[Array, "r w"]:
-    """Packed: which candidates have a label that is neither the row's nor related to it.
-
-    A row for each label, and a last one, for cells without label: none.
+    With `related` a row for each label, and a last one, for anchors without label: none.
     """
-    c = bits.pad(jnp.asarray(reference_labels), -1)
-    unrelated = ~(jnp.asarray(related) | jnp.eye(len(related), dtype=bool))
-    return jnp.pad(bits.pack(unrelated[:, c]) & bits.pack(c[None, :] >= 0), ((0, 1), (0, 0)))
+    itself = jnp.arange(len(anchors.z))
+    if anchors.negatives is not None:
+        return bits.pack(anchors.negatives), itself
+    a, c = anchors.labels, candidates.labels
+    if candidates.related is None:
+        a = a[:, None]
+        return bits.pack_columns(lambda c: (a != c) & (a >= 0) & (c >= 0), c), itself
+    related, c = candidates.related, bits.pad(c, -1)
+    unrelated = ~(related | jnp.eye(len(related), dtype=bool))
+    words = bits.pack(unrelated[:, c]) & bits.pack(c[None, :] >= 0)
+    return jnp.pad(words, ((0, 1), (0, 0))), jnp.where(a >= 0, a, len(related))
 
 
-def _first_minimum(x: Float[Array, "n m"]) -> Int[Array, " n"]:
-    """The column of each row's minimum: two reductions, which compile to vector code; argmin does not."""
-    column = jnp.arange(x.shape[1])[None, :]
-    return jnp.where(x == x.min(1, keepdims=True), column, x.shape[1]).min(1)
+def _nearest(distances: Float[Array, "n p"], allowed: UInt32[Array, "n w"]) -> Int[Array, " n"]:
+    """The allowed column of least distance in each row: the least of each word first, then its bit.
+
+    One pass along the words, which compiles to vector code; an argmin over the row does not.
+    """
+    n, w = allowed.shape
+    by_word = jnp.where(bits.unpack(allowed), distances, jnp.inf).reshape(n, bits.WORD, w)
+    word = by_word.min(1).argmin(1)
+    bit = by_word[jnp.arange(n), :, word].argmin(1)
+    return bit * w + word
 
 
 def triplet_indices(triplets: Triplets) -> np.ndarray:

@@ -57,8 +57,10 @@ class Encoder(nn.Module):
       hidden_dim: sizes of the hidden layers.
       latent_dim: size of the embedding.
       dropout: dropout before each hidden layer but the first.
-      input_dropout: dropout before the first.
+      input_dropout: dropout of genes.
       frozen: names of the hidden layers whose moving statistics stay as they are.
+      input_components: size of a linear layer before the hidden ones that gets no gradient: the
+        components of the training cells. 0: there is none.
     """
 
     hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
@@ -66,11 +68,16 @@ class Encoder(nn.Module):
     dropout: float = 0.5
     input_dropout: float = 0.4
     frozen: tuple[str, ...] = ()
+    input_components: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "n genes"], train: bool = False) -> Float[Array, "n latent"]:
+        x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
+        if self.input_components:
+            x = _linear(self.input_components, x.shape[-1], "components")(x)
+            x = jax.lax.stop_gradient(x)
         for i, features in enumerate(self.hidden_dim):
-            dropout, name = self.dropout if i else self.input_dropout, f"hidden_{i}"
+            dropout, name = self.dropout if i else 0.0, f"hidden_{i}"
             x = Hidden(features, dropout, name in self.frozen, name=name)(x, train)
         x = _linear(self.latent_dim, x.shape[-1], "latent")(x)
         norm = jnp.sqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
@@ -112,6 +119,7 @@ class Autoencoder(nn.Module):
     dropout: float = 0.5
     input_dropout: float = 0.4
     frozen: tuple[str, ...] = ()
+    input_components: int = 0
 
     def setup(self) -> None:
         self.encoder = Encoder(
@@ -120,6 +128,7 @@ class Autoencoder(nn.Module):
             self.dropout,
             self.input_dropout,
             self._frozen_layers("encoder"),
+            self.input_components,
         )
         self.decoder = Decoder(
             self.num_genes, self.hidden_dim[::-1], self.dropout, self._frozen_layers("decoder")

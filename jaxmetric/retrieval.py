@@ -9,20 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from jaxmetric.config import Metric
 from jaxmetric.metrics import nearest_neighbors, transfer_labels
 from jaxmetric.mining import check_choice, pairwise_distances
 
+NAMES = ("precision_at_1", "r_precision", "map_at_r", "mrr")
 CHUNK = 2**22  # distances sorted at a time by each thread
 
 
 def retrieval_scores(
     query: Float[ArrayLike, "q d"],
-    query_labels: Int[ArrayLike, " q"],
+    query_labels: Integer[ArrayLike, " q"],
     reference: Float[ArrayLike, "r d"] | None = None,
-    reference_labels: Int[ArrayLike, " r"] | None = None,
+    reference_labels: Integer[ArrayLike, " r"] | None = None,
     *,
     descendants: Bool[ArrayLike, "k k"] | None = None,
     metric: Metric = "euclidean",
@@ -59,39 +60,63 @@ def retrieval_scores(
     Raises:
       ValueError: when no query cell can be scored, or shapes do not fit.
     """
-    check_choice("metric", metric, Metric)
-    itself = reference is None
-    query, truth = _labelled("query", query, query_labels)
-    if itself:
-        reference, known = query, truth
-    else:
-        reference, known = _labelled("reference", reference, reference_labels)
-    num_labels = int(max(truth.max(initial=-1), known.max(initial=-1))) + 1
-    same = np.eye(num_labels, dtype=bool)
-    kinds = {"": same}
-    if descendants is not None:
-        if len(np.asarray(descendants)) < num_labels:
-            raise ValueError(
-                f"labels must be less than {len(descendants)}, the size of descendants."
-            )
-        kinds["ontology_"] = same | np.asarray(descendants)[:num_labels, :num_labels]
+    itself, labelled = reference is None, np.asarray(query_labels) >= 0
+    z, truth = _labelled("query", query, query_labels)
+    others, known = (z, truth) if itself else _labelled("reference", reference, reference_labels)
+    kinds, num_labels = _relevance(truth, known, descendants)
     predicted = transfer_labels(
-        nearest_neighbors(query, reference, k, exclude_self=itself), known, num_labels
+        nearest_neighbors(z, others, k, exclude_self=itself), known, num_labels
     )
-    places = _score_all(query, truth, reference, known, list(kinds.values()), metric, itself)
+    per_cell = retrieval_per_cell(
+        query, query_labels, reference, reference_labels, descendants=descendants, metric=metric
+    )
     scores = {}
-    for number, (prefix, relevant) in enumerate(kinds.items()):
-        per_cell = places[:, number]
-        scored = per_cell[:, 0] > 0
+    for prefix, relevant in kinds.items():
+        found = {prefix + name: per_cell[prefix + name][labelled] for name in NAMES}
+        scored = ~np.isnan(found[f"{prefix}mrr"])
         if not scored.any():
             raise ValueError("no query cell has a reference cell of its label.")
         if not prefix:
             scores["num_scored"] = int(scored.sum())
-        means = per_cell[scored, 1:].mean(0)
-        names = ("precision_at_1", "r_precision", "map_at_r", "mrr")
-        scores |= {prefix + name: float(mean) for name, mean in zip(names, means, strict=True)}
+        scores |= {name: float(values[scored].mean()) for name, values in found.items()}
         scores[f"{prefix}knn_accuracy"] = float(relevant[truth, predicted][scored].mean())
     return scores
+
+
+def retrieval_per_cell(
+    query: Float[ArrayLike, "q d"],
+    query_labels: Integer[ArrayLike, " q"],
+    reference: Float[ArrayLike, "r d"] | None = None,
+    reference_labels: Integer[ArrayLike, " r"] | None = None,
+    *,
+    descendants: Bool[ArrayLike, "k k"] | None = None,
+    metric: Metric = "euclidean",
+) -> dict[str, Float[np.ndarray, " q"]]:
+    """The NAMES of `retrieval_scores` for each query cell; NaN: no reference cell is relevant."""
+    check_choice("metric", metric, Metric)
+    itself, labelled = reference is None, np.asarray(query_labels) >= 0
+    z, truth = _labelled("query", query, query_labels)
+    others, known = (z, truth) if itself else _labelled("reference", reference, reference_labels)
+    kinds, _ = _relevance(truth, known, descendants)
+    places = _score_all(z, truth, others, known, list(kinds.values()), metric, itself)
+    per_cell = {}
+    for number, prefix in enumerate(kinds):
+        found = np.full((len(labelled), len(NAMES)), np.nan)
+        found[labelled] = np.where(places[:, number, :1] > 0, places[:, number, 1:], np.nan)
+        per_cell |= {prefix + name: found[:, i] for i, name in enumerate(NAMES)}
+    return per_cell
+
+
+def _relevance(truth, known, descendants) -> tuple[dict[str, Bool[np.ndarray, "k k"]], int]:
+    """Which labels are relevant for which, strictly and by ontology, by prefix; and how many labels."""
+    num_labels = int(max(truth.max(initial=-1), known.max(initial=-1))) + 1
+    same = np.eye(num_labels, dtype=bool)
+    if descendants is None:
+        return {"": same}, num_labels
+    if len(np.asarray(descendants)) < num_labels:
+        raise ValueError(f"labels must be less than {len(descendants)}, the size of descendants.")
+    below = np.asarray(descendants)[:num_labels, :num_labels]
+    return {"": same, "ontology_": same | below}, num_labels
 
 
 def _labelled(name: str, z, labels) -> tuple[np.ndarray, np.ndarray]:

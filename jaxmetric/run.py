@@ -1,18 +1,38 @@
 """The directory of a training run: what the run is, its metrics, its checkpoints."""
 
+import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxmetric.cells import Cells
 from jaxmetric.checkpoint import Checkpoints, write_json, write_text
 from jaxmetric.config import Config
-from jaxmetric.data import Cells
+from jaxmetric.sharding import is_first_process, wait_for_all
+from jaxmetric.stored_rows import StoredRows
 from jaxmetric.train import TrainState
 
 RUN_FORMAT = "jaxmetric run 1"
+
+
+class Carried(NamedTuple):
+    """The arrays that training carries: its state, and the variables of the best epoch so far."""
+
+    state: TrainState
+    best: dict | None
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has logged: a row for each epoch, and the infos of the steps of the one under way."""
+
+    history: list[dict] = dataclasses.field(default_factory=list)
+    infos: list[dict] = dataclasses.field(default_factory=list)
 
 
 class Run:
@@ -27,47 +47,79 @@ class Run:
         self.directory = directory
         self._summary_writer = _summary_writer() if tensorboard else None
         self._curves = None
-        self._metrics = directory / "metrics.jsonl"
-        path = directory / "run.json"
-        if path.exists():
-            _check_same(path, identity)
-        elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise ValueError(
-                f"{directory} exists and is not the directory of a run (there is no {path}): choose "
-                "another directory, or remove what is there."
-            )
-        else:
-            directory.mkdir(parents=True, exist_ok=True)
-            write_json(path, identity)
+        if is_first_process():
+            _open(directory, identity)
+        wait_for_all("run directory")
         self._checkpoints = Checkpoints(directory / "checkpoints")
 
-    def resume(self, initial: TrainState) -> tuple[TrainState, list[dict]]:
-        """The newest state and the history up to it; later rows of `metrics.jsonl` are removed."""
-        state, epoch = self._checkpoints.restore(initial)
-        lines = self._metrics.read_text().splitlines()[:epoch] if self._metrics.exists() else []
-        write_text(self._metrics, "".join(f"{line}\n" for line in lines))
-        history = [json.loads(line) for line in lines]
-        if self._summary_writer is not None:
-            past = history[-1]["step"] + 1 if history else None  # later points are of a lost epoch
-            curves = str(self.directory / "tensorboard")
-            self._curves = self._summary_writer(curves, purge_step=past)
-        return state, history
+    def resume(self, initial: Carried) -> tuple[Carried, Progress]:
+        """What the newest checkpoint holds; `metrics.jsonl` then says just what was logged up to it."""
+        found = self._checkpoints.restore(initial)
+        carried, progress = (found[0], Progress(**found[1])) if found else (initial, Progress())
+        if is_first_process():
+            lines = "".join(f"{_line(row)}\n" for row in progress.history)
+            write_text(self.directory / "metrics.jsonl", lines)
+            if self._summary_writer is not None:
+                past = (
+                    int(carried.state.step) + 1 if found else None
+                )  # later points are of lost steps
+                curves = str(self.directory / "tensorboard")
+                self._curves = self._summary_writer(curves, purge_step=past)
+        return carried, progress
 
-    def record(self, state: TrainState, row: dict) -> None:
-        """Adds an epoch: its row first, so that no checkpoint is ahead of the metrics."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._checkpoints.save(state, row["epoch"])
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """Where the newest checkpoint is."""
+        step = self._checkpoints.newest
+        return None if step is None else self._checkpoints.directory / str(step)
+
+    def log(self, row: dict) -> None:
+        """Adds an epoch's metrics."""
+        if not is_first_process():
+            return
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(_line(row) + "\n")
         if self._curves is not None:
             for name in row.keys() - {"epoch", "step"}:
                 if row[name] is not None:
                     self._curves.add_scalar(name, row[name], row["step"])
+
+    def save(self, carried: Carried, step: int, progress: Progress) -> None:
+        """Starts to save a checkpoint."""
+        self._checkpoints.save(carried, step, dataclasses.asdict(progress))
 
     def close(self) -> None:
         """Waits until the checkpoints are on disk."""
         self._checkpoints.close()
         if self._curves is not None:
             self._curves.close()
+
+
+def _open(directory: Path, identity: dict) -> None:
+    path = directory / "run.json"
+    if path.exists():
+        check_same(path, identity)
+        for unfinished in directory.glob(
+            ".model.*"
+        ):  # of a run that was killed while it wrote its model
+            shutil.rmtree(unfinished)
+    elif directory.exists() and (not directory.is_dir() or _has_foreign_files(directory)):
+        raise ValueError(
+            f"{directory} exists and is not the directory of a run (there is no {path}): choose "
+            "another directory, or remove what is there."
+        )
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
+
+
+def _has_foreign_files(directory: Path) -> bool:
+    """Whether it holds anything but what a run that was killed while it wrote `run.json` left."""
+    return any(not path.name.startswith(".run.json.") for path in directory.iterdir())
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, allow_nan=False)
 
 
 def identity(train: Cells, held_out: Cells | None, config: Config) -> dict:
@@ -79,6 +131,7 @@ def identity(train: Cells, held_out: Cells | None, config: Config) -> dict:
         "labels": list(train.label_names),
         "ontology": train.ontology.version if train.ontology else None,
         "studies": list(train.study_names),
+        "values": train.values,
         "training cells": _digest_cells(train),
         "validation cells": None if held_out is None else _digest_cells(held_out),
     }
@@ -99,10 +152,15 @@ def _summary_writer():
     return SummaryWriter
 
 
-def _check_same(path: Path, identity: dict) -> None:
+def check_same(path: Path, identity: dict) -> dict:
+    """The content of a file that begins with an identity, which must be this one.
+
+    Raises:
+      ValueError: when it is another; the message says what differs.
+    """
     try:
         found = json.loads(path.read_text())
-        before = _flat(found)
+        before = _flat({key: found.get(key) for key in identity})
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is truncated or was changed: {error}") from error
     now = _flat(identity)
@@ -115,6 +173,7 @@ def _check_same(path: Path, identity: dict) -> None:
             f"{path.parent} belongs to another run ({details}): choose another directory, or train "
             "with the same data and config to go on with that run."
         )
+    return found
 
 
 def _flat(identity: dict) -> dict:
@@ -128,7 +187,12 @@ def _short(value: object) -> str:
 
 
 def _digest_cells(cells: Cells) -> str:
-    arrays = (cells.X.indptr, cells.X.indices, cells.X.data, cells.labels, cells.studies)
+    if isinstance(cells.X, StoredRows):
+        columns = () if cells.X.columns is None else (cells.X.columns,)
+        values = (cells.X.fingerprint, cells.X.rows, *columns)
+    else:
+        values = (cells.X.indptr, cells.X.indices, cells.X.data)
+    arrays = (*values, cells.labels, cells.studies)
     return f"{len(cells)} cells, sha256 {_digest(arrays)}"
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmetric.components import with_components_merged
 from jaxmetric.config import Config
 from jaxmetric.torch_file import read_state_dict, write_state_dict
 
@@ -92,8 +93,9 @@ def read_model(directory: Path) -> SCimilarityModel:
 
 def write_model(directory: Path, model: SCimilarityModel) -> None:
     """Writes the files into a directory that exists."""
-    for part in model.variables["params"]:
-        tensors = _tensors(model.variables, part, model.steps)
+    variables = with_components_merged(model.variables)
+    for part in variables["params"]:
+        tensors = _tensors(variables, part, model.steps)
         write_state_dict(directory / f"{part}.ckpt", tensors, under="state_dict")
         if part == "encoder":
             shapes = {name: list(np.shape(tensor)) for name, tensor in tensors.items()}

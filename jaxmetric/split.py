@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxmetric.cells import Cells
 from jaxmetric.config import Config
-from jaxmetric.data import Cells
 from jaxmetric.labels import coarsen_singletons, singleton_labels
 
 log = logging.getLogger("jaxmetric")
@@ -36,7 +36,6 @@ def usable_cells(cells: Cells, config: Config) -> tuple[Cells, dict[str, int]]:
     def keep(cells: Cells, which: np.ndarray, reason: str) -> Cells:
         if not which.all():
             dropped[reason] = int((~which).sum())
-            log.warning("dropped %d of %d cells: %s", dropped[reason], len(which), reason)
         return cells.select(which)
 
     if not (cells.labels >= 0).any():
@@ -44,7 +43,7 @@ def usable_cells(cells: Cells, config: Config) -> tuple[Cells, dict[str, int]]:
             "no cell has a label: name the column of obs with label_key= / --label-key."
         )
     cells = keep(cells, cells.labels >= 0, "no label")
-    cells = keep(cells, np.diff(cells.X.indptr) > 0, "no counts in the genes")
+    cells = keep(cells, cells.filled(), "no counts in the genes")
     if config.sample_across_studies:
         if len(np.unique(cells.studies)) < 2:
             raise ValueError(

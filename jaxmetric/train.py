@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from jaxmetric.batches import Batch
+from jaxmetric.collapse import spread
 from jaxmetric.config import Config
 from jaxmetric.expression import expression
 from jaxmetric.labels import LabelSet
@@ -54,43 +56,53 @@ def autoencoder(config: Config, num_genes: int) -> Autoencoder:
         config.dropout,
         config.input_dropout,
         config.frozen_groups,
+        config.input_components,
     )
 
 
 def learning_rate(config: Config, step: Int[Array, ""]) -> Float[Array, ""]:
-    """lr / 2 * (1 + cos(pi * epoch / max_epochs)), constant within an epoch."""
+    """lr / 2 * (1 + cos(pi * epoch / max_epochs)), constant within an epoch, after a linear warm-up."""
     cosine = optax.cosine_decay_schedule(config.learning_rate, config.max_epochs)
-    return jnp.asarray(cosine(step // config.steps_per_epoch))
+    rate = jnp.asarray(cosine(step // config.steps_per_epoch))
+    if config.warmup_steps:
+        rate *= jnp.minimum((step + 1) / config.warmup_steps, 1.0)
+    return rate
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW with the learning rate of each step; weight decay on every parameter.
+    """AdamW with the learning rate of each step; weight decay on every parameter that is trained.
 
-    Frozen groups are left as they are, without weight decay, and have no state.
+    Frozen groups, and the components, are left as they are, without weight decay, and have no state;
+    their gradients do not count in the norm that `clip_norm` is for.
     """
     adamw = optax.adamw(lambda step: learning_rate(config, step), weight_decay=config.weight_decay)
-    frozen = config.frozen_groups
-    if not frozen:
+    if config.clip_norm is not None:
+        adamw = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    fixed = config.frozen_groups + (("encoder/components",) if config.input_components else ())
+    if not fixed:
         return adamw
 
     def kinds(params):
         return {
-            part: {
-                layer: "frozen" if f"{part}/{layer}" in frozen else "trained" for layer in layers
-            }
+            part: {layer: "fixed" if f"{part}/{layer}" in fixed else "trained" for layer in layers}
             for part, layers in params.items()
         }
 
-    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, kinds)
+    return optax.multi_transform({"trained": adamw, "fixed": optax.set_to_zero()}, kinds)
 
 
-def init_state(config: Config, num_genes: int, start: dict | None = None) -> TrainState:
-    """The state before the first step: a pure function of the config's seed.
+def init_state(
+    config: Config, num_genes: int, start: dict | None = None, components: dict | None = None
+) -> TrainState:
+    """The state before the first step: a pure function of the config's seed and what is given.
 
-    Networks that `start`, variables of a model, holds are taken from it.
+    Networks that `start`, variables of a model, holds are taken from it. `components` are the weights
+    of the encoder's layer of that name.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_KEY)
     variables = autoencoder(config, num_genes).init(key, jnp.zeros((1, num_genes)))
+    if components is not None:
+        variables["params"]["encoder"]["components"] = components
     if start is not None:
         variables = {kind: networks | start[kind] for kind, networks in variables.items()}
     opt_state = optimizer(config).init(variables["params"])
@@ -100,19 +112,25 @@ def init_state(config: Config, num_genes: int, start: dict | None = None) -> Tra
 
 
 def train_step(
-    state: TrainState, batch: Batch, label_set: LabelSet, *, config: Config, counts: bool
+    state: TrainState,
+    batch: Batch,
+    label_set: LabelSet,
+    *,
+    config: Config,
+    counts: bool,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One AdamW step on one batch.
+    """One AdamW step on one batch; its anchors are split over the devices of the mesh.
 
     Returns:
       The next state, and the step's `loss`, `triplet_loss`, `mse`, `num_triplets`, `num_nonzero`
       (triplets whose loss is not 0), `num_hard` and `num_viable` (see `Triplets`), `hard_fraction`,
-      the ratio of these two, and `learning_rate`.
+      the ratio of these two, `learning_rate`, `gradient_norm`, and the `spread` of the embeddings.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), STEP_KEYS)
     dropout, perturb, mine = jax.random.split(jax.random.fold_in(key, state.step), 3)
     num_genes = num_outputs(state.params)
-    x = expression(batch.columns, batch.values, num_genes, counts)
+    x = expression(batch, num_genes, counts)
     labels = perturb_labels(
         perturb, batch.labels, label_set.parents, config.perturb_labels_fraction
     )
@@ -127,20 +145,23 @@ def train_step(
             rngs={"dropout": dropout},
             mutable="batch_stats",
         )
-        triplets = _mine(mine, z, labels, studies, label_set, config)
+        triplets = _mine(mine, z, labels, studies, label_set, config, mesh)
         losses = triplet_losses(z, triplets, margin=config.margin, metric=config.metric)
         triplet = masked_mean(losses, triplets.mask, empty_triplet_loss(config))
         mse = reconstruction_loss(x, y)
         l1 = l1_penalty(l1_layer(params["encoder"], config))
         loss = mixed_loss(triplet, mse, config.triplet_loss_weight) + config.l1 * rate * l1
         info = {"loss": loss, "triplet_loss": triplet, "mse": mse}
-        return loss, (updates["batch_stats"], info | _counts(losses, triplets, config))
+        info |= _counts(losses, triplets, config)
+        info |= spread(jax.lax.stop_gradient(z), batch.labels, len(label_set.related))
+        return loss, (updates["batch_stats"], info)
 
     grads, (batch_stats, info) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     info["hard_fraction"] = hard_fraction(info["num_hard"], info["num_viable"], config)
     info["learning_rate"] = rate
+    info["gradient_norm"] = optax.tree.norm(grads)
     return TrainState(state.step + 1, params, batch_stats, opt_state), info
 
 
@@ -168,12 +189,13 @@ def eval_step(
     *,
     config: Config,
     counts: bool,
+    mesh: Mesh | None = None,
 ) -> EvalInfo:
     """Scores one batch in evaluation mode; studies play no part in its triplets."""
     num_genes = num_outputs(variables["params"])
-    x = expression(batch.columns, batch.values, num_genes, counts)
+    x = expression(batch, num_genes, counts)
     z, y = autoencoder(config, num_genes).apply(variables, x)
-    triplets = _mine(key, z, batch.labels, None, label_set, config)
+    triplets = _mine(key, z, batch.labels, None, label_set, config, mesh)
     losses = triplet_losses(z, triplets, margin=config.margin, metric=config.metric)
     sums = {"triplet_loss": losses.sum()} | _counts(losses, triplets, config)
     return EvalInfo(z, ((x - y) ** 2).sum(1) * batch.real, (x**2).sum(1) * batch.real, sums)
@@ -217,10 +239,12 @@ def l1_layer(encoder: Any, config: Config) -> Any:
 
 def num_outputs(params: Any) -> int:
     """Genes that the networks read and write."""
-    return params["encoder"]["hidden_0"]["linear"]["kernel"].shape[0]
+    encoder = params["encoder"]
+    first = encoder["components"] if "components" in encoder else encoder["hidden_0"]["linear"]
+    return first["kernel"].shape[0]
 
 
-def _mine(key, z, labels, studies, label_set: LabelSet, config: Config) -> Triplets:
+def _mine(key, z, labels, studies, label_set: LabelSet, config: Config, mesh) -> Triplets:
     return mine_triplets(
         key,
         jax.lax.stop_gradient(z),
@@ -231,6 +255,7 @@ def _mine(key, z, labels, studies, label_set: LabelSet, config: Config) -> Tripl
         selection=config.negative_selection,
         metric=config.mining_metric or config.metric,
         both_orders=config.both_orders,
+        mesh=mesh,
     )
 
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmetric.batches import in_order
+from jaxmetric.batches import batches, capacity, reader, rows_in_order
+from jaxmetric.cells import Cells
 from jaxmetric.config import Config
-from jaxmetric.data import Cells
 from jaxmetric.labels import LabelSet
 from jaxmetric.metrics import ontology_silhouette
-from jaxmetric.sharding import by_cell, put_batch, replicated
+from jaxmetric.sharding import by_cell, own_share, put_batch, replicated
 from jaxmetric.train import empty_triplet_loss, eval_step, hard_fraction
 
 
@@ -27,17 +27,19 @@ def validator(
     """
     size = -(-min(config.batch_size, len(held_out)) // mesh.size) * mesh.size
     order = np.random.default_rng(config.seed).permutation(len(held_out))
-    key = jax.random.key(config.seed)
+    key, read = jax.random.key(config.seed), reader(held_out)
+    rows, own, shares = rows_in_order(order, size), own_share(size, mesh), len(mesh.local_devices)
+    fullest = capacity(held_out.lengths, rows, mesh.size)
     score = jax.jit(
-        functools.partial(eval_step, config=config, counts=held_out.values == "counts"),
+        functools.partial(eval_step, config=config, counts=held_out.values == "counts", mesh=mesh),
         in_shardings=(replicated(mesh), by_cell(mesh), replicated(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )
 
     def validate(variables: dict) -> dict[str, float]:
-        batches = in_order(held_out, size, order)
+        made = batches(held_out, rows[:, own], read, shares, fullest)
         infos = jax.device_get(
-            [score(variables, put_batch(batch, mesh), relations, key) for batch in batches]
+            [score(variables, put_batch(batch, mesh), relations, key) for batch in made]
         )
         z = np.concatenate([info.z for info in infos])[: len(held_out)]
         sums = jax.tree.map(lambda *x: float(np.sum(x, dtype=np.float64)), *[i.sums for i in infos])

@@ -7,21 +7,25 @@ import logging
 import jax
 import numpy as np
 
+from jaxmetric.cells import Cells
 from jaxmetric.config import Config
-from jaxmetric.data import Cells
 from jaxmetric.learner import MetricLearning
 
 log = logging.getLogger("jaxmetric")
 
 
 def with_sizes_of(config: Config, model: MetricLearning) -> Config:
-    """The config with the sizes of the model's networks where it has the default ones.
+    """The config with the sizes of the model's networks where it has those of a preset.
 
     Raises:
       ValueError: when the config asks for other sizes.
     """
-    default = Config().sizes
-    left_out = {n: size for n, size in model.config.sizes.items() if config.sizes[n] == default[n]}
+    presets = Config().sizes, Config.scimilarity().sizes
+    left_out = {
+        name: size
+        for name, size in model.config.sizes.items()
+        if config.sizes[name] in (preset[name] for preset in presets)
+    }
     config = dataclasses.replace(config, **left_out)
     check_sizes(config, model)
     return config

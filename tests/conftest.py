@@ -1,11 +1,23 @@
-"""Four devices on the host, shapes checked at run time, and small made-up cells."""
+"""Eight devices on the host, shapes checked at run time, and small made-up cells."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",  # most of the time of most tests is that of compilation
+    "--xla_llvm_disable_expensive_passes=true",
 )
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ["JAX_PLATFORMS"] = "cpu"
+if (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # one for all workers and the runs that tests start
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxmetric-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 from pathlib import Path
 
@@ -20,22 +32,27 @@ CHECKED = (
     "expression",
     "train",
     "batches",
+    "packed",
+    "resident",
+    "sampling",
     "labels",
     "retrieval",
+    "label_transfer",
+    "bootstrap",
+    "agreement",
+    "mixing",
+    "separation",
 )
 jaxtyping.install_import_hook([f"jaxmetric.{name}" for name in CHECKED], "beartype.beartype")
 
-import anndata
 import jax
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.sparse as sp
+from made_up import make_adata
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 DATA = Path(__file__).parent / "data"
-TYPES = ("B cell", "T cell", "monocyte", "natural killer cell")
 
 
 def recorded(name):
@@ -53,23 +70,6 @@ def unchecked(function):
 def device():
     """One device: what most tests run on."""
     return jax.devices()[:1]
-
-
-def make_adata(num_cells=120, num_genes=40, num_studies=3, types=TYPES, seed=0, **kwargs):
-    """Counts in X of cell types that differ in their genes and studies that differ in depth."""
-    generator = np.random.default_rng(seed)
-    profiles = generator.gamma(0.4, 1.0, (len(types), num_genes)) + 0.05
-    label = np.arange(num_cells) % len(types)
-    study = generator.integers(0, num_studies, num_cells)
-    depth = generator.uniform(20, 60, num_cells) * (1 + study)
-    rate = profiles[label] / profiles[label].sum(1, keepdims=True) * depth[:, None]
-    obs = pd.DataFrame(
-        {"cell_type": np.array(types)[label], "study": [f"study_{i}" for i in study]},
-        index=[f"cell_{i}" for i in range(num_cells)],
-    )
-    var = pd.DataFrame(index=[f"gene_{i}" for i in range(num_genes)])
-    counts = generator.poisson(rate).astype(np.float32)
-    return anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=var, **kwargs)
 
 
 @pytest.fixture

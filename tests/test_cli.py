@@ -1,14 +1,17 @@
 import json
+import signal
 import subprocess
 import sys
 
 import anndata
 import numpy as np
 import pytest
-from conftest import DATA, make_adata
+from conftest import DATA
+from made_up import make_adata
 
 import jaxmetric as jm
 from jaxmetric.cli import main
+from jaxmetric.watch import Watch
 
 SIZES = ["--hidden-dim", "16", "8", "--latent-dim", "4"]
 BUDGET = ["--max-epochs", "2", "--steps-per-epoch", "3", "--batch-size", "32", "--quiet"]
@@ -100,3 +103,36 @@ def test_python_m_is_the_same_command():
     assert help_text.returncode == 0
     for flag in ("--max-epochs", "--hidden-dim", "--label-key", "--validation", "--directory"):
         assert flag in help_text.stdout
+
+
+def test_an_interrupted_run_ends_with_the_signals_code_and_says_how_to_go_on(
+    file, tmp_path, capsys, monkeypatch
+):
+    run = ["train", file, *KEYS, "--directory", str(tmp_path / "run"), *SIZES, *BUDGET]
+
+    def signalled(*arguments, follow=Watch.steps_under_way):
+        signal.raise_signal(signal.SIGTERM)
+        follow(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "steps_under_way", signalled)
+        with pytest.raises(SystemExit) as stop:
+            main(run)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert "after step 1, which is saved in" in capsys.readouterr().err
+    main([*run, "--log-every", "2"])
+    assert jm.load(tmp_path / "run").history["epoch"].tolist() == [1, 2]
+
+
+def test_a_loss_that_is_not_finite_ends_with_code_1(file, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", file, *KEYS, "--directory", str(tmp_path / "run"), *SIZES, *BUDGET,
+              "--learning-rate", "1e18"])  # fmt: skip
+    assert stop.value.code == 1
+    assert "of epoch 1" in capsys.readouterr().err
+
+
+def test_flags_of_several_processes_go_together(file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", file, *KEYS, "--directory", str(tmp_path / "run"), "--processes", "2"])
+    assert "coordinator, processes and process_id go together" in capsys.readouterr().err

@@ -4,7 +4,8 @@ import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from conftest import TYPES, make_adata, recorded
+from conftest import recorded
+from made_up import TYPES, make_adata
 
 import jaxmetric as jm
 from jaxmetric.evaluation import log_normalized

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -6,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import make_adata
+from made_up import make_adata
 
 import jaxmetric as jm
 
@@ -26,7 +27,8 @@ def same(one, other):
 
 
 def test_learns_and_scores_held_out_cells_each_epoch(cells, device):
-    config = jm.Config(**{**CONFIG.to_dict(), "max_epochs": 8, "steps_per_epoch": 20})
+    changes = {"max_epochs": 8, "steps_per_epoch": 20, "learning_rate": 5e-3}
+    config = jm.Config(**CONFIG.to_dict() | changes)
     model = jm.fit(cells, config, validation=["study_2"], devices=device)
     history = model.history
     assert history["epoch"].tolist() == list(range(1, 9))
@@ -35,11 +37,12 @@ def test_learns_and_scores_held_out_cells_each_epoch(cells, device):
     expected = (1 - history["val_silhouette"]) / 2 + history["val_nmse"]
     np.testing.assert_allclose(history["val_evaluation_metric"], expected)
     held_out = cells.select(cells.in_studies(["study_2"]))
-    scores = model.evaluate(held_out, cells.select(~cells.in_studies(["study_2"])), svd=True)
+    scores = model.evaluate(held_out, cells.select(~cells.in_studies(["study_2"])))
     assert scores["accuracy"] > 0.6
     assert scores["nmse"] == pytest.approx(history["val_nmse"].iloc[-1], rel=1e-4)
     assert scores["silhouette"] == pytest.approx(history["val_silhouette"].iloc[-1], abs=1e-4)
-    assert {"macro_f1", "mse", "num_scored", "svd_accuracy", "svd_macro_f1"} <= scores.keys()
+    assert {"macro_f1", "mse", "num_scored"} <= scores.keys()
+    assert {"accuracy", "macro_f1"} <= scores["beside"]["SVD-50"].keys()
 
 
 def test_writes_nothing_without_a_directory(cells, device, tmp_path, monkeypatch):
@@ -75,15 +78,15 @@ def test_an_interrupted_run_goes_on_bit_by_bit(cells, device, tmp_path):
 
     from jaxmetric.run import Run
 
-    def stop_in_epoch_2(run, state, row, record=Run.record):
-        record(run, state, row)
-        if row["epoch"] == 2:
+    def stop_in_epoch_2(run, carried, step, progress, save=Run.save):
+        save(run, carried, step, progress)
+        if step == 8:
             with (run.directory / "metrics.jsonl").open("a") as file:
                 file.write('{"epoch": 3}\n')  # a row whose checkpoint was never written
             raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "record", stop_in_epoch_2)
+        patch.setattr(Run, "save", stop_in_epoch_2)
         with pytest.raises(Stopped):
             jm.fit(
                 cells, CONFIG, directory=tmp_path / "part", validation=["study_0"], devices=device
@@ -124,7 +127,8 @@ def test_a_directory_of_another_run_is_refused_and_left_alone(cells, device, tmp
 def test_the_number_of_devices_does_not_matter(cells):
     """1e-3: Adam scales rounding errors in the biases before a batch normalisation to full steps."""
     models = [
-        jm.fit(cells, CONFIG, validation=["study_0"], devices=jax.devices()[:n]) for n in (1, 2, 4)
+        jm.fit(cells, CONFIG, validation=["study_0"], devices=jax.devices()[:n])
+        for n in (1, 2, 4, 8)
     ]
     for model in models[1:]:
         for column in ("loss", "val_loss", "num_triplets", "val_silhouette"):
@@ -134,7 +138,7 @@ def test_the_number_of_devices_does_not_matter(cells):
 
 
 def test_one_compilation_of_the_step(cells, device, monkeypatch):
-    module = sys.modules["jaxmetric.fit"]
+    module = sys.modules["jaxmetric.feed"]
     traced = []
 
     def counting(*args, train_step=module.train_step, **kwargs):
@@ -144,6 +148,24 @@ def test_one_compilation_of_the_step(cells, device, monkeypatch):
     monkeypatch.setattr(module, "train_step", counting)
     jm.fit(cells, CONFIG, validation=["study_0"], devices=device)
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize("sampling", ["weighted", "uniform", "per_class"])
+def test_cells_on_the_devices_train_as_those_of_the_host(cells, tmp_path, sampling):
+    config = dataclasses.replace(CONFIG, sampling=sampling, cells_per_class=8)
+    devices = jax.devices()[:2]
+    expected = jm.fit(cells, config, devices=devices)
+    model = jm.fit(cells, config, devices=devices, data_on="device", directory=tmp_path / "run")
+    for column in ("loss", "num_triplets", "num_nonzero"):
+        np.testing.assert_allclose(model.history[column], expected.history[column], rtol=1e-3)
+    with pytest.raises(ValueError, match="data_on must be 'host' or 'device', but is 'disk'"):
+        jm.fit(cells, config, data_on="disk")
+
+
+def test_cells_that_do_not_fit_the_devices_are_refused(cells, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxmetric.feed"], "free_memory", lambda mesh: 1000)
+    with pytest.raises(ValueError, match=r"need .* GB on each device, of which .*data_on='host'"):
+        jm.fit(cells, CONFIG, data_on="device", devices=jax.devices()[:1])
 
 
 def test_dropped_cells_are_counted_with_their_reason(device, caplog):
@@ -208,7 +230,7 @@ def test_unlabelled_cells_and_wrong_types_are_refused(adata):
         jm.fit(jm.read_cells(adata), CONFIG)
     with pytest.raises(ValueError, match=r"must come from jaxmetric.read_cells.*AnnData"):
         jm.fit(adata, CONFIG)
-    with pytest.raises(ValueError, match="multiple of the number of devices, 4, but is 30"):
+    with pytest.raises(ValueError, match="multiple of the number of devices, 8, but is 30"):
         jm.fit(jm.read_cells(adata, **KEYS), jm.Config(**{**CONFIG.to_dict(), "batch_size": 30}))
 
 

@@ -3,7 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmetric as jm
-from jaxmetric.labels import coarsen_singletons, label_set, singleton_labels
+from jaxmetric.labels import (
+    coarsen_singletons,
+    depth_first_order,
+    label_set,
+    singleton_labels,
+)
 from jaxmetric.train import perturb_labels
 
 ONTOLOGY = jm.CellOntology.default()
@@ -65,3 +70,26 @@ def test_perturbed_labels_are_parents_of_exactly_the_share_asked_for():
     everything = perturb(jax.random.key(0), labels, parents, fraction=1.0)
     assert ((np.asarray(everything) != np.asarray(labels)) == (np.asarray(labels) >= 0)).all()
     np.testing.assert_array_equal(perturb(jax.random.key(0), labels, parents, fraction=0.0), labels)
+
+
+def test_relatives_lie_together_each_before_its_descendants():
+    names = sorted(
+        (
+            "B cell",
+            "naive B cell",
+            "monocyte",
+            "CD14-positive monocyte",
+            "T cell",
+            "CD4-positive, alpha-beta T cell",
+            "CD8-positive, alpha-beta T cell",
+            "fibroblast",
+        )
+    )
+    order = depth_first_order(names, ONTOLOGY)
+    assert sorted(order) == list(range(len(names)))
+    above = ONTOLOGY.ancestors([names[i] for i in order])
+    assert not np.triu(above).any()
+    for ancestor in np.flatnonzero(above.any(0)):
+        below = np.flatnonzero(above[:, ancestor])
+        np.testing.assert_array_equal(below, ancestor + 1 + np.arange(len(below)))
+    np.testing.assert_array_equal(depth_first_order(["b", "a", "c"], None), [1, 0, 2])

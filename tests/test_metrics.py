@@ -100,13 +100,20 @@ def test_nearest_neighbours_and_label_transfer_are_scikit_learns(monkeypatch):
     np.testing.assert_array_equal(predicted, model.predict(query))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
-def test_accuracy_and_f1_are_scikit_learns(pairs):
-    truth, predicted = np.array(pairs).T
-    assert metrics.accuracy(truth, predicted) == sklearn.metrics.accuracy_score(truth, predicted)
-    expected = sklearn.metrics.f1_score(truth, predicted, average="macro")
-    assert metrics.macro_f1(truth, predicted) == pytest.approx(expected)
+def test_no_cell_is_a_neighbour_of_one_of_its_own_group(monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 200)
+    generator = np.random.default_rng(0)
+    z = generator.normal(size=(40, 3)).astype(np.float32)
+    groups = generator.integers(0, 4, 40)
+    found = metrics.nearest_neighbors(z[:17], z, 5, groups=(groups[:17], groups))
+    for i in range(17):
+        other = np.flatnonzero(groups != groups[i])
+        nearest = other[np.argsort(np.linalg.norm(z[other] - z[i], axis=1))[:5]]
+        np.testing.assert_array_equal(found.indices[i], nearest)
+    most = 40 - int(np.bincount(groups).max())
+    assert metrics.nearest_neighbors(z, z, most, groups=(groups, groups)).distances.max() < np.inf
+    with pytest.raises(ValueError, match=f"k must be from 1 to {most}"):
+        metrics.nearest_neighbors(z, z, most + 1, groups=(groups, groups))
 
 
 def test_bad_input_is_refused():

@@ -14,6 +14,7 @@ from sklearn.metrics import pairwise_distances as sklearn_distances
 
 import jaxmetric as jm
 from jaxmetric import bits
+from jaxmetric.sharding import by_cell, cell_mesh, replicated
 
 SELECTIONS = ("semihard", "hardest", "random")
 METRICS = ("sqeuclidean", "euclidean", "cosine")
@@ -132,7 +133,7 @@ def masks_of(labels, studies, related, other_labels, other_studies):
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("both_orders", [False, True])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(batch=batches())
 def test_explicit_masks_mine_what_the_labels_that_they_stand_for_mine(
     selection, both_orders, batch
@@ -180,8 +181,8 @@ def test_cells_without_label_take_no_part_where_only_positives_are_given(with_re
 def test_packed_diagonals_are_numpys(n):
     mask = np.random.default_rng(n).random((n, n)) < 0.5
     for words, expected in (
-        (bits.diagonal(n), np.eye(n)),
-        (bits.right_of_diagonal(n), np.triu(np.ones((n, n)), 1)),
+        (bits.one(jnp.arange(n), -(-n // 32)), np.eye(n)),
+        (bits.right_of(jnp.arange(n), -(-n // 32)), np.triu(np.ones((n, n)), 1)),
         (bits.pack(jnp.asarray(mask)), mask),
     ):
         np.testing.assert_array_equal(bits.unpack(words)[:, :n], expected)
@@ -233,6 +234,40 @@ def test_a_stack_of_batches_under_vmap_is_each_batch_by_itself():
         alone = jax.jit(mine)(keys[i], z[i], labels[i])
         np.testing.assert_array_equal(stacked.negative[i], alone.negative)
         np.testing.assert_array_equal(stacked.hard[i], alone.hard)
+
+
+@pytest.mark.parametrize("both_orders", [False, True])
+@pytest.mark.parametrize("count", [2, 8])
+def test_devices_share_the_anchors_and_the_triplets_are_those_of_one(count, both_orders):
+    """Distances on a grid are exact, so that none of them is a near tie."""
+    generator = np.random.default_rng(0)
+    z = generator.integers(-2, 3, (80, 3)).astype(np.float32) / 2
+    labels = generator.integers(-1, 4, 80).astype(np.int32)
+    options = {"studies": generator.integers(0, 3, 80).astype(np.int32)}
+    options["related"] = np.eye(4, dtype=bool)
+    mesh = cell_mesh(jax.devices()[:count])
+    mine = functools.partial(jm.mine_triplets, margin=0.5, both_orders=both_orders)
+    split = jax.jit(functools.partial(mine, mesh=mesh))
+    place = by_cell(mesh), replicated(mesh)
+    found = split(
+        jax.device_put(jax.random.key(0), place[1]),
+        *jax.device_put((z, labels), place[0]),
+        studies=jax.device_put(options["studies"], place[0]),
+        related=jax.device_put(options["related"], place[1]),
+    )
+    expected = jax.jit(mine)(jax.random.key(0), z, labels, **options)
+    assert found.negative.sharding.is_equivalent_to(place[0], 2)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    with pytest.raises(ValueError, match=f"anchors must be a multiple .* {count}, but is 79"):
+        mine(jax.random.key(0), z[:79], labels[:79], mesh=mesh)
+
+
+def test_unsigned_labels_are_the_same_labels():
+    generator = np.random.default_rng(0)
+    z, labels = unit_rows(generator, 50), generator.integers(0, 4, 50)
+    run = miner(margin=0.3, selection="random")
+    one, other = (run(jax.random.key(0), z, labels.astype(kind)) for kind in (np.int32, np.uint8))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_half_precision_embeddings_are_mined_as_the_single_ones_they_are():

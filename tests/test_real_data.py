@@ -28,12 +28,11 @@ def file():
     return str(Path(FOLDER) / "human_immune_multistudy.h5ad")
 
 
-def test_a_study_never_seen_is_annotated_at_least_as_well_as_by_the_reference(file, tmp_path):
-    """Held out: 10x_pbmc3k. SCimilarity's own code, same budget: accuracy 0.882, macro-F1 0.708."""
+def test_a_study_never_seen_is_annotated_better_than_by_the_reference(file, tmp_path):
+    """Held out: 10x_pbmc3k. SCimilarity's own code, 200 steps: accuracy 0.882, macro-F1 0.708."""
     run, scores = str(tmp_path / "run"), tmp_path / "scores.json"
-    budget = ["--max-epochs", "2", "--steps-per-epoch", "100", "--batch-size", "500", "--seed", "0"]
     data = [file, *KEYS, "--validation", "10x_pbmc3k"]
-    shell("train", *data, "--directory", run, "--quiet", *budget)
+    shell("train", *data, "--directory", run, "--quiet")
     shell("embed", run, file, "--out", str(tmp_path / "embedded.h5ad"))
     shell("evaluate", run, file, *KEYS, "--studies", "10x_pbmc3k", "--out", str(scores))
     found = json.loads(scores.read_text())
@@ -41,9 +40,9 @@ def test_a_study_never_seen_is_annotated_at_least_as_well_as_by_the_reference(fi
     assert model.trained_on["cells"] == found["num_reference"] == 2533
     assert len(model.labels) == 5
     assert found["num_scored"] == 1250
-    assert found["accuracy"] >= 0.882
-    assert found["macro_f1"] >= 0.708
-    assert found["svd_accuracy"] == pytest.approx(0.978, abs=0.01)
+    assert found["accuracy"] >= 0.96
+    assert found["macro_f1"] >= 0.76
+    assert found["beside"]["SVD-50"]["accuracy"] == pytest.approx(0.978, abs=0.01)
 
 
 def test_counts_and_log_values_of_the_same_cells_embed_alike(file):

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import DATA, make_adata, recorded
+from conftest import DATA, recorded
+from made_up import make_adata
 from test_torch_file import opcodes, save, tensor_opcodes
 
 import jaxmetric as jm
@@ -32,7 +33,8 @@ def adata_of(model, x):
 
 def fresh_model(hidden_dim, num_genes=6):
     """A model with weights of its own, moving statistics and slopes included."""
-    config = jm.Config(hidden_dim=hidden_dim, latent_dim=4, steps_per_epoch=3, max_epochs=2)
+    sizes = {"hidden_dim": hidden_dim, "latent_dim": 4, "input_components": 0}
+    config = jm.Config(**sizes, steps_per_epoch=3, max_epochs=2)
     generator = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda leaf: generator.uniform(0.1, 1, leaf.shape).astype(np.float32),

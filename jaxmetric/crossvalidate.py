@@ -1,0 +1,158 @@
+"""Leave-one-study-out cross-validation: how well does a recipe annotate studies it has never seen?"""
+
+import itertools
+import logging
+import shutil
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxmetric.cells import Cells, require_cells
+from jaxmetric.checkpoint import write_json
+from jaxmetric.config import Config
+from jaxmetric.fit import fit
+from jaxmetric.label_transfer import transfer_scores
+from jaxmetric.run import check_same, identity
+from jaxmetric.split import usable_cells
+from jaxmetric.svd import svd_embedding
+
+log = logging.getLogger("jaxmetric")
+SVD = "SVD-50"
+SHOWN = ("macro_f1", "ontology_accuracy", "accuracy")
+
+
+def crossvalidate(
+    cells: Cells,
+    recipes: Mapping[str, Config] | Config | None = None,
+    *,
+    directory: str | Path,
+    studies: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    k: int = 15,
+    keep_runs: bool = False,
+    progress: bool = True,
+) -> list[dict]:
+    """Leaves each study out in turn, trains on the others, and transfers labels to its cells.
+
+    Nothing is chosen by the left-out study, which is no validation set either. Its cells get the label
+    of their k nearest reference cells: the training cells of labels that are trained on. A truncated
+    SVD of 50 dimensions, fitted on the reference cells of the first recipe, is scored beside.
+
+    Args:
+      cells: labelled cells of several studies, from `read_cells`.
+      recipes: configs by name; None: `Config()`.
+      directory: gets a folder for each study, recipe and seed, with its `scores.json`. Called again, it
+        goes on where it was.
+      studies: studies to leave out; None: all.
+      seeds: what each recipe is trained with in place of its own seed.
+      k: neighbours that vote.
+      keep_runs: keep the run of each folder, with its model, once it is scored.
+      progress: show progress bars, on a terminal.
+
+    Returns:
+      A row for each study, recipe and seed: `study`, `recipe`, `seed` (None for the SVD), the
+      `seconds` of training, and what `transfer_scores` gives. Studies without which nothing can be
+      trained on, or without a cell whose label a reference cell has, are left out, with a warning.
+
+    Raises:
+      ValueError: for cells of one study, studies that are not there, nothing to score, or a directory
+        with scores of other cells or configs.
+    """
+    require_cells(cells, "cells")
+    if not isinstance(recipes, Mapping):
+        recipes = {"jaxmetric": recipes or Config()}
+    present = [cells.study_names[i] for i in np.unique(cells.studies)]
+    if len(present) < 2:
+        raise ValueError(
+            f"all cells are of study {', '.join(map(repr, present))}, so none can be left out: name the "
+            "column of obs with study_key= / --study-key."
+        )
+    studies = list(studies or present)
+    cells.in_studies(studies)
+    rows, not_scored = [], {}
+    for study in studies:
+        held_out = cells.in_studies([study])
+        query, train = cells.select(held_out), cells.select(~held_out)
+        try:
+            references = {name: _reference(train, config) for name, config in recipes.items()}
+            first = next(iter(references.values()))
+            z, z_reference = svd_embedding(query, first)
+            found = transfer_scores(z, query, z_reference, first, k=k)
+        except ValueError as error:
+            not_scored[study] = str(error)
+            log.warning("%s is not scored: %s", study, error)
+            continue
+        rows.append({"study": study, "recipe": SVD, "seed": None} | found)
+        for (name, config), seed in itertools.product(recipes.items(), seeds):
+            log.info("without %s: %s, seed %d", study, name, seed)
+            folder = Path(directory, _file_name(study), _file_name(name), f"seed_{seed}")
+            config, reference = replace(config, seed=seed), references[name]
+            found = _scores(query, train, reference, config, k, folder, keep_runs, progress)
+            rows.append({"study": study, "recipe": name, "seed": seed} | found)
+    if not rows:
+        raise ValueError(f"there is nothing to score: {not_scored}.")
+    return rows
+
+
+def crossvalidation_table(rows: list[dict]) -> str:
+    """The rows as text: for each score, mean ± standard deviation over seeds of each left-out study,
+    and of the mean over studies."""
+    recipes, studies = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("recipe", "study")
+    )
+    width = max(12, *map(len, recipes)) + 4
+    lines = []
+    for score in SHOWN:
+        lines.append(f"{score:24}" + "".join(f"{recipe:>{width}}" for recipe in recipes))
+        found = {recipe: _by_study(rows, recipe, score, studies) for recipe in recipes}
+        for i, study in enumerate(studies):
+            lines.append(
+                f"{study:24}" + "".join(f"{_spread(found[r][i]):>{width}}" for r in recipes)
+            )
+        over = "".join(f"{_spread(found[r].mean(0)):>{width}}" for r in recipes)
+        lines += [f"{'mean':24}{over}", ""]
+    return "\n".join(lines[:-1])
+
+
+def _by_study(rows, recipe: str, score: str, studies: list[str]) -> np.ndarray:
+    """The score of a recipe: (studies, seeds)."""
+    mine = [row for row in rows if row["recipe"] == recipe]
+    return np.array([[row[score] for row in mine if row["study"] == study] for study in studies])
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def _reference(train: Cells, config: Config) -> Cells:
+    """The training cells of the labels that are trained on."""
+    return train.with_only(_labels(usable_cells(train, config)[0]))
+
+
+def _labels(cells: Cells) -> list[str]:
+    return [cells.label_names[i] for i in np.unique(cells.labels) if i >= 0]
+
+
+def _scores(
+    query, train, reference, config: Config, k: int, folder: Path, keep_runs, progress
+) -> dict:
+    """The scores of one fold, from its folder if it is done."""
+    path, what = folder / "scores.json", identity(train, query, config) | {"k": k}
+    if path.exists():
+        return check_same(path, what)["scores"]
+    start = time.monotonic()
+    model = fit(train, config, directory=folder / "run", progress=progress)
+    found = {"seconds": round(time.monotonic() - start, 1)}
+    found |= transfer_scores(model.embed(query), query, model.embed(reference), reference, k=k)
+    write_json(path, what | {"scores": found})
+    if not keep_runs:
+        shutil.rmtree(folder / "run")
+    return found
+
+
+def _file_name(name: str) -> str:
+    return urllib.parse.quote(name, safe=" ")
