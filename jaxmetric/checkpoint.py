@@ -90,6 +90,9 @@ class Checkpoints:
                 continue
             for bad, why in failed.items():
                 self._set_aside(bad, why)
+            with self._named_errors():
+                for old in sorted(self._manager.all_steps())[:-KEPT]:  # killed while it made room
+                    self._manager.delete(old)
             return found
         if failed:
             raise ValueError(

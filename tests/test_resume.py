@@ -160,6 +160,14 @@ def test_the_same_seed_gives_the_same_bits(fit, whole):
     np.testing.assert_array_equal(again.history, whole[0].history)
 
 
+def test_a_run_killed_while_it_made_room_keeps_no_more_checkpoints(fit, whole, tmp_path):
+    copy = shutil.copytree(whole[1], tmp_path / "run")
+    shutil.rmtree(copy / "model")
+    shutil.copytree(copy / "checkpoints" / "8", copy / "checkpoints" / "4")
+    same(fit(copy), whole[0])
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {"8", "12"}
+
+
 def damaged(whole, tmp_path, damage):
     """A copy of the whole run that was damaged after its last checkpoint, before its model was saved."""
     copy = shutil.copytree(whole[1], tmp_path / "run")
@@ -177,7 +185,6 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's
 @pytest.mark.parametrize(
     "damage",
     [
@@ -197,7 +204,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert (run / "metrics.jsonl").read_text() == (whole[1] / "metrics.jsonl").read_text()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's
 def test_a_record_that_was_changed_is_seen(fit, whole, tmp_path, caplog):
     copy = shutil.copytree(whole[1], tmp_path / "run")
     shutil.rmtree(copy / "model")
@@ -211,7 +217,6 @@ def test_a_record_that_was_changed_is_seen(fit, whole, tmp_path, caplog):
     assert "its content is not what was saved" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's
 def test_where_no_checkpoint_can_be_restored_nothing_is_moved_or_begun_anew(fit, whole, tmp_path):
     copy = shutil.copytree(whole[1], tmp_path / "run")
     for file in (copy / "checkpoints").rglob("d/*"):
