@@ -217,7 +217,7 @@ def some_of(number: int, seed: int = 0) -> Int[np.ndarray, " n"]:
 
 def _picture(figure: "Figure", caption: str) -> str:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
+    figure.savefig(content, format="png", dpi=130, bbox_inches="tight")  # long legends, too
     data = base64.b64encode(content.getvalue()).decode()
     said = _text(caption)
     return f"""<figure>

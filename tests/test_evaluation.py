@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import io
 import json
 import sys
 
@@ -16,8 +17,9 @@ from jaxmetric import separation
 from jaxmetric.cli import main
 from jaxmetric.embeddings import seen_genes
 from jaxmetric.evaluation import plain, score_table, svd_embedding
+from jaxmetric.evaluation_page import _picture
 from jaxmetric.label_transfer import transfer_scores
-from jaxmetric.plots import require_pictures
+from jaxmetric.plots import map_figure, require_pictures
 
 CONFIG = jm.Config(
     hidden_dim=(16,), latent_dim=4, batch_size=32, max_epochs=2, steps_per_epoch=4, margin=0.3
@@ -205,6 +207,15 @@ def test_the_shell_writes_report_and_page_with_the_files_embeddings(
     assert "http" not in page.read_text()
     for text in ("SVD-50", "X_pca", "natural killer cell", f"{report['accuracy']:.3f}"):
         assert text in page.read_text()
+
+
+def test_the_legend_of_many_groups_is_whole():
+    Image = pytest.importorskip("PIL.Image")  # comes with matplotlib
+    groups = dict.fromkeys("ab", ([f"study {i}" for i in range(20)], np.arange(20)))
+    figure = map_figure(np.zeros((20, 2)), np.ones(20, bool), groups)
+    data = _picture(figure, "").partition("base64,")[2].partition('"')[0]
+    found = Image.open(io.BytesIO(base64.b64decode(data))).size
+    assert found[1] > 130 * figure.get_tightbbox().height
 
 
 def test_obsm_that_is_not_there_is_refused(model, adata, tmp_path, capsys):
