@@ -27,6 +27,10 @@ THEIRS = {
     "learning rate 1e-3": {"learning_rate": 1e-3},
     "one hidden layer of 256": {"hidden_dim": (256,)},
     "reads 50 components": {"input_components": 50},
+    "no dropout": {"dropout": 0.0, "input_dropout": 0.0},
+    "margin 0.2": {"margin": 0.2},
+    "hardest negatives": {"negative_selection": "hardest"},
+    "uniform sampling": {"sampling": "uniform"},
 }
 OURS = {
     "jaxmetric": {},
