@@ -52,7 +52,7 @@ def flagged(others: jm.Cells, query: jm.Cells, left_out: str | None, config: jm.
     if left_out is not None:
         others = others.select(others.labels != others.label_names.index(left_out))
     model = jm.fit(others, config, progress=False)
-    out = model.annotate(query, others.with_only(model.labels))["jaxmetric_out_of_distribution"]
+    out = model.annotate(query, others)["jaxmetric_out_of_distribution"]
     names = np.array(query.label_names, object)[query.labels]
     return tuple(out[np.isin(names, some)].mean() for some in ([left_out], model.labels))
 

@@ -1,9 +1,11 @@
 """Does an embedding agree with expression, whatever the labels say? Two scores that need no labels."""
 
+from typing import NamedTuple
+
 import numpy as np
 import scipy.sparse as sp
 import scipy.stats
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 MARKERS = 200  # genes whose expression neighbours should share
 HIDDEN = 5  # one in so many genes is hidden
@@ -20,10 +22,19 @@ def most_variable(x: sp.csr_matrix, number: int = MARKERS) -> Int[np.ndarray, " 
     return np.argsort(mean**2 - square, kind="stable")[:number]
 
 
+def mean_of_neighbors(
+    reference: Float[np.ndarray, "r g"], neighbors: Int[np.ndarray, "q k"]
+) -> Float[np.ndarray, "q g"]:
+    """The mean expression of each query cell's nearest reference cells."""
+    q, k = neighbors.shape
+    share, ends = np.full(q * k, 1 / k, np.float32), np.arange(0, q * k + 1, k)
+    return sp.csr_matrix((share, neighbors.ravel(), ends), (q, len(reference))) @ reference
+
+
 def neighborhood_agreement(
     expression: Float[np.ndarray, "q g"],
-    reference: Float[np.ndarray, "r g"],
-    neighbors: Int[np.ndarray, "q k"],
+    around: Float[np.ndarray, "q g"],
+    weights: Num[np.ndarray, " q"] | None = None,
 ) -> float:
     """How well the mean of a query cell's nearest reference cells tells its own expression.
 
@@ -32,21 +43,15 @@ def neighborhood_agreement(
 
     Args:
       expression: of the query cells, log-normalised, in the genes that count.
-      reference: of the reference cells, in the same genes.
-      neighbors: the nearest reference cells of each query cell.
+      around: mean expression of each cell's nearest reference cells, from `mean_of_neighbors`.
+      weights: how often each cell counts; None: once.
 
     Returns:
       The score, in [-1, 1]. Genes of which one side is constant are left out; NaN where all are.
     """
-    q, k = neighbors.shape
-    share = np.full(q * k, 1 / k, np.float32)
-    average = sp.csr_matrix(
-        (share, neighbors.ravel(), np.arange(0, q * k + 1, k)), (q, len(reference))
+    return _correlation(
+        expression, around, np.ones(len(expression)) if weights is None else weights
     )
-    own, around = (x - x.mean(0, dtype=np.float64) for x in (expression, average @ reference))
-    covariance, scale = (own * around).sum(0), np.sqrt((own**2).sum(0) * (around**2).sum(0))
-    varies = scale > 1e-9 * q
-    return float((covariance[varies] / scale[varies]).mean()) if varies.any() else float("nan")
 
 
 def hidden_genes(num_genes: int, seed: int = 0) -> Int[np.ndarray, " h"]:
@@ -55,32 +60,75 @@ def hidden_genes(num_genes: int, seed: int = 0) -> Int[np.ndarray, " h"]:
     return np.sort(order[: -(-num_genes // HIDDEN)])
 
 
-def hidden_gene_agreement(
-    z: Float[np.ndarray, "q d"], hidden: sp.csr_matrix, pairs: int = PAIRS, seed: int = 0
-) -> float:
-    """Are cells that lie close together alike in genes that the embedding has not seen?
+class RankedPairs(NamedTuple):
+    """Pairs of cells, with the ranks of their distances.
 
-    Spearman correlation, over random pairs of different cells, of their cosine distance in the embedding
-    with that in the hidden genes. Cosine, so that a cell's depth does not count.
+    Attributes:
+      cells: both cells of each pair.
+      embedded: rank of each pair's distance in the embedding.
+      measured: rank of its distance in the hidden genes.
+    """
+
+    cells: tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]
+    embedded: Float[np.ndarray, "p 1"]
+    measured: Float[np.ndarray, "p 1"]
+
+
+def ranked_pairs(
+    z: Float[np.ndarray, "q d"], hidden: sp.csr_matrix, pairs: int = PAIRS, seed: int = 0
+) -> RankedPairs:
+    """Random pairs of different cells, by cosine distance, so that a cell's depth does not count.
 
     Args:
       z: the cells, embedded without the hidden genes.
       hidden: (cells, genes) their log-normalised expression in the hidden genes.
-      pairs: number of pairs, drawn with replacement.
+      pairs: number of pairs, drawn with replacement; there are none of fewer than three cells.
       seed: of the pairs; the same seed gives the same pairs.
+    """
+    generator, pairs = np.random.default_rng(seed), pairs if len(z) > 2 else 0
+    a = generator.integers(len(z), size=pairs)
+    b = (a + generator.integers(1, max(len(z), 2), size=pairs)) % len(z)
+    ranks = (
+        scipy.stats.rankdata(_cosine_distances(x, a, b))[:, None]
+        for x in (sp.csr_matrix(z), hidden)
+    )
+    return RankedPairs((a, b), *ranks)
+
+
+def hidden_gene_agreement(
+    pairs: RankedPairs, weights: Num[np.ndarray, " q"] | None = None
+) -> float:
+    """Are cells that lie close together alike in genes that the embedding has not seen?
+
+    Spearman correlation, over pairs of cells, of their distance in the embedding with that in the hidden
+    genes.
+
+    Args:
+      pairs: from `ranked_pairs`.
+      weights: how often each cell counts, and so how often its pairs; the ranks stay those of all
+        pairs. None: once.
 
     Returns:
       The score, in [-1, 1]; NaN where all distances are one.
     """
-    if len(z) < 3:
+    a, b = pairs.cells
+    each = np.ones(len(a)) if weights is None else weights[a] * weights[b]
+    return _correlation(pairs.embedded, pairs.measured, each)
+
+
+def _correlation(
+    x: Float[np.ndarray, "n g"], y: Float[np.ndarray, "n g"], weights: Num[np.ndarray, " n"]
+) -> float:
+    """Mean over the columns of their Pearson correlation; NaN where all of them have none."""
+    total = weights.sum()
+    if not total:
         return float("nan")
-    generator = np.random.default_rng(seed)
-    a = generator.integers(len(z), size=pairs)
-    b = (a + generator.integers(1, len(z), size=pairs)) % len(z)
-    embedded, measured = (_cosine_distances(x, a, b) for x in (sp.csr_matrix(z), hidden))
-    if np.ptp(embedded) == 0 or np.ptp(measured) == 0:
-        return float("nan")
-    return float(scipy.stats.spearmanr(embedded, measured).statistic)
+    share = weights / total
+    a, b = (values - share @ values for values in (x, y))
+    spread, other = share @ a**2, share @ b**2
+    varies = (spread > 1e-12 * (share @ x**2)) & (other > 1e-12 * (share @ y**2))
+    found = (share @ (a * b))[varies] / np.sqrt(spread * other)[varies]
+    return float(found.mean()) if varies.any() else float("nan")
 
 
 def _cosine_distances(

@@ -127,11 +127,16 @@ def annotate(
       ValueError: when `neighbors` gives anything but (q, k) indices of reference cells, and distances.
     """
     found = Neighbors(*map(np.asarray, neighbors(z, reference.z, k)))
-    if any(part.shape != (len(z), k) for part in found) or found.indices.min(initial=0) < 0:
-        shapes = " and ".join(str(part.shape) for part in found)
+    indices, distances = found
+    if any(part.shape != (len(z), k) for part in found) or not (
+        np.issubdtype(indices.dtype, np.integer)
+        and ((indices >= 0) & (indices < len(reference.z))).all()
+        and ((distances >= 0) & np.isfinite(distances)).all()
+    ):
         raise ValueError(
-            f"neighbors must give indices >= 0 and distances of shape {(len(z), k)}, but gave {shapes}, "
-            f"the least index {found.indices.min(initial=0)}."
+            f"neighbors must give whole-numbered indices from 0 to {len(reference.z) - 1} and finite "
+            f"distances >= 0, both of shape {(len(z), k)}, but gave {indices.dtype} indices of shape "
+            f"{indices.shape} and distances of shape {distances.shape}, or some of them are out of range."
         )
     label, confidence = np.zeros(len(z), np.int32), np.zeros(len(z), np.float32)
     for first in range(0, len(z), ROWS):

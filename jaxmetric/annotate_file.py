@@ -1,6 +1,5 @@
 """Annotations of the cells of a file of any size into its `obs`, or a copy's."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import h5py
 import pandas as pd
 from anndata.io import write_elem
 
-from jaxmetric.annotate import annotate, reference_of
+from jaxmetric.annotate import annotate
 from jaxmetric.cells import Cells
 from jaxmetric.embed_file import changed_copy, embedded, places
 from jaxmetric.learner import MetricLearning
@@ -23,6 +22,7 @@ def annotate_file(
     out: str | Path | None = None,
     *,
     k: int = 15,
+    all_labels: bool = False,
     quantile: float = 0.95,
     progress: bool = True,
     **how: Any,
@@ -36,6 +36,7 @@ def annotate_file(
       out: the .h5ad to write: a copy that has the annotations; of a zarr folder its `obs` alone. None:
         into the file itself, which is replaced only once the new one is whole.
       k: neighbours that vote.
+      all_labels: use reference cells of every label, not only of those that the model was trained on.
       quantile: of the distances between studies, beyond which a cell is out of distribution.
       progress: show progress bars, on a terminal.
       how: `layer`, `values`, `gene_key`, `min_gene_overlap`, as in `MetricLearning.embed`.
@@ -52,9 +53,9 @@ def annotate_file(
             f"annotations are written to h5ad files only, not to {target}: name an .h5ad with out= / "
             "--out; of a zarr folder it gets obs alone."
         )
-
-    embed = functools.partial(model.embed, progress=progress)
-    known = reference_of(reference, embed, k=k, quantile=quantile)
+    known = model.embedded_reference(
+        reference, all_labels, k=k, quantile=quantile, progress=progress
+    )
     with embedded(model, file, target, progress, how) as (z, work):
         found = annotate(z, known, k=k)
         if file.is_dir():

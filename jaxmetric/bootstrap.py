@@ -17,10 +17,10 @@ def intervals(
     """Percentile intervals of scores over cells that are drawn anew, with replacement.
 
     Cells are drawn from all cells alike, not type by type, so that rare types come in varying numbers,
-    or not at all. The intervals cover which query cells were seen. They do not cover what else could have
-    been different: the training seed, the reference cells, the study. Cells of one donor are more alike
-    than independent ones, so for cells of a new study the intervals are too narrow. Source: Efron &
-    Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+    or not at all (see `confusion_scores`). The intervals cover which query cells were seen. They do not
+    cover what else could have been different: the training seed, the reference cells, the study. Cells
+    of one donor are more alike than independent ones, so for cells of a new study the intervals are too
+    narrow. Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
     Args:
       scores: gives the scores of cells that count so many times each.

@@ -47,6 +47,9 @@ class Cells:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Cells({self.describe()})"
+
     @property
     def lengths(self) -> Int[np.ndarray, " cells"]:
         """Values of each cell that are not zero; of a store, those of left-out genes included."""

@@ -1,4 +1,4 @@
-"""The shell: from arguments to a command, and from what went wrong to a line and an exit code."""
+"""The shell: from arguments to a command, and from what went wrong to a message and an exit code."""
 
 import argparse
 import contextlib
@@ -69,7 +69,7 @@ def _base_config(arguments: list[str]) -> jm.Config:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; bad use and bad input end with one line on stderr and exit code 2.
+    """Runs the command; bad use and bad input end with a message on stderr and exit code 2.
 
     What was interrupted ends with 128 + the signal's number, as shells count; what failed, with 1.
     """
@@ -110,7 +110,7 @@ def _parse(arguments: list[str] | None):
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"jaxmetric: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"jaxmetric: error: {message.strip()}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -16,6 +16,7 @@ from jaxmetric.feed import DataOn
 from jaxmetric.obsm import read_obsm
 from jaxmetric.report import report_table
 from jaxmetric.sharding import connect, is_first_process, make_repeatable
+from jaxmetric.store import about
 from jaxmetric.values import Values
 from jaxmetric.warm_start import check_sizes
 
@@ -46,6 +47,48 @@ class Labels:
     """Column of obs with the study. Default: each file is a study; a store knows its own."""
     ontology: str = "default"
     """"default": the Cell Ontology in the package; "none": plain class labels; or an OBO file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceMatrix:
+    """The same of the reference cells' files, where it differs; a training store knows its own."""
+
+    reference_layer: str | None = None
+    """The layer of the reference's files. Default: --layer."""
+    reference_values: Values | None = None
+    """What it holds. Default: --values."""
+    reference_gene_key: str | None = None
+    """Column of var with the gene names of the reference's files. Default: --gene-key."""
+
+    def over(self, matrix: Matrix, files: tuple[Path, ...]) -> Matrix:
+        """What to read of the reference's files."""
+        if _are_stores(files):
+            return Matrix(min_gene_overlap=matrix.min_gene_overlap)
+        return dataclasses.replace(
+            matrix,
+            layer=self.reference_layer or matrix.layer,
+            values=self.reference_values or matrix.values,
+            gene_key=self.reference_gene_key or matrix.gene_key,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceLabels:
+    """Where the labels and studies of the reference cells are, where it differs."""
+
+    reference_label_key: str | None = None
+    """Column of obs with the reference cells' types. Default: --label-key; a store's own."""
+    reference_study_key: str | None = None
+    """Column of obs with the reference cells' studies. Default: --study-key; a store's own."""
+
+    def over(self, labels: Labels, files: tuple[Path, ...]) -> Labels:
+        """What to read of the reference's files."""
+        labels = Labels(ontology=labels.ontology) if _are_stores(files) else labels
+        return dataclasses.replace(
+            labels,
+            label_key=self.reference_label_key or labels.label_key,
+            study_key=self.reference_study_key or labels.study_key,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +252,7 @@ class Annotate:
     """A training store, h5ad files or zarr folders with the reference cells, best of several studies."""
     labels: Labels
     matrix: Matrix
+    reference_matrix: ReferenceMatrix
     out: Path | None = None
     """The copy to write, which must not exist; an .h5ad of a zarr folder has obs alone."""
     in_place: bool = False
@@ -229,21 +273,15 @@ class Annotate:
         if (self.out is None) != self.in_place:
             raise ValueError("say where the annotations go: --out FILE, or --in-place.")
         model = jm.load(self.model)
-        reference = _read(self.reference, self.labels, self.matrix, model.genes)
-        if not self.all_labels:
-            kept = reference.with_only(model.labels)
-            log.info(
-                "%d of %d reference cells have a label that the model was trained on",
-                len(kept),
-                len(reference),
-            )
-            reference = kept
+        matrix = self.reference_matrix.over(self.matrix, self.reference)
+        reference = _read(self.reference, self.labels, matrix, model.genes)
         target = annotate_file(
             model,
             self.file,
             reference,
             self.out,
             k=self.k,
+            all_labels=self.all_labels,
             quantile=self.quantile,
             progress=not self.quiet,
             **dataclasses.asdict(self.matrix),
@@ -264,6 +302,8 @@ class Evaluate:
     """h5ad files or zarr folders with the query cells."""
     labels: Labels
     matrix: Matrix
+    reference_matrix: ReferenceMatrix
+    reference_labels: ReferenceLabels
     studies: tuple[str, ...] = ()
     """The query cells are those of these studies. Default: all cells of the files."""
     reference: tuple[Path, ...] = ()
@@ -280,23 +320,23 @@ class Evaluate:
     """Also write the report with pictures to this HTML file (extra `eval`)."""
 
     def __call__(self) -> None:
+        _require_folder(self.out)
         model = jm.load(self.model)
         cells = _read(self.files, self.labels, self.matrix, model.genes)
         chosen = cells.in_studies(self.studies) if self.studies else np.ones(len(cells), bool)
         if self.reference:
-            others, files = (
-                _read(self.reference, self.labels, self.matrix, model.genes),
-                self.reference,
-            )
+            files = self.reference
+            labels = self.reference_labels.over(self.labels, files)
+            matrix = self.reference_matrix.over(self.matrix, files)
+            others = _read(files, labels, matrix, model.genes)
             known = np.ones(len(others), bool)
         else:
             others, files, known = (cells if self.studies else None), self.files, ~chosen
-        if others is not None and not self.all_labels:
-            known = known & others.of_labels(model.labels)
         report = model.evaluate(
             cells.select(chosen),
             None if others is None else others.select(known),
             k=self.k,
+            all_labels=self.all_labels,
             embeddings={
                 key: (read_obsm(self.files, key)[chosen], read_obsm(files, key)[known])
                 for key in self.obsm
@@ -341,6 +381,7 @@ class Crossvalidate:
     def __call__(self) -> None:
         if self.quiet:
             logging.getLogger("jaxmetric").setLevel(logging.WARNING)
+        _require_folder(self.out)
         recipes = {"jaxmetric": self.config}
         if self.beside_scimilarity:
             same = ("max_epochs", "steps_per_epoch", "batch_size")
@@ -402,6 +443,15 @@ def _read(
     keys = {"label_key": labels.label_key, "study_key": labels.study_key}
     how = keys | dataclasses.asdict(matrix)
     return jm.read_cells(list(files), **how, ontology=ontology, genes=genes)
+
+
+def _are_stores(files: tuple[Path, ...]) -> bool:
+    return all(about(path) is not None for path in files)
+
+
+def _require_folder(out: Path | None) -> None:
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ValueError(f"no such folder: {out.parent}, to write {out.name} in.")
 
 
 def _ontology(name: str) -> jm.CellOntology | str | None:

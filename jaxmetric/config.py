@@ -141,7 +141,7 @@ class Config:
         self._require(
             "hidden_dim",
             "one or more whole numbers of at least 1",
-            lambda v: len(v) > 0 and all(_whole(size) and size >= 1 for size in v),
+            lambda v: isinstance(v, tuple) and v and all(_whole(size) and size >= 1 for size in v),
         )
         for name in ("dropout", "input_dropout"):
             self._require(name, "at least 0 and less than 1", lambda v: _real(v) and 0 <= v < 1)

@@ -11,11 +11,12 @@ import scipy.sparse as sp
 
 from jaxmetric.cells import Cells, align_genes
 from jaxmetric.coded import Coded, all_of, coded, joined, renamed
+from jaxmetric.genes import warn_of_missing
 from jaxmetric.ontology import CellOntology
 from jaxmetric.source import Source, opened, paths_in, some
 from jaxmetric.store import FORMAT, about, check, require_zarr_3
 from jaxmetric.stored_rows import StoredRows
-from jaxmetric.values import Range, Values, value_kind
+from jaxmetric.values import Range, Values, value_kind, warn_of_scale
 
 UNLABELLED = ("", "unknown")  # beside missing values; "unknown" is what CELLxGENE writes
 
@@ -93,6 +94,8 @@ def read_cells(
     ]
     if genes is None:
         _check_shared(parts, target, min_gene_overlap)
+    for part, (_, missing) in zip(parts, aligned, strict=True) if genes is not None else ():
+        warn_of_missing(missing, len(target), part.name)
     labels = by_term(joined([part.labels for part in parts]), ontology)
     studies = joined([part.studies for part in parts])
     return Cells(
@@ -169,6 +172,8 @@ def _read_one(source, name, label_key, study_key, layer, values, gene_key) -> _P
         if study_key is not None:
             studies = study_column(cells, study_key)
         kind = value_kind(Range.of(X.data), values, cells.where)
+        if kind == "lognorm":
+            warn_of_scale(X, cells.where)
         return _Part(name, X, kind, cells.genes(gene_key), labels, studies)
 
 

@@ -43,6 +43,11 @@ def given_embeddings(
     for name, pair in embeddings.items():
         if name in (MODEL, SVD):
             raise ValueError(f"an embedding cannot be named {name!r}: choose another name.")
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(
+                f"embedding {name!r} must be two arrays, of the query and of the reference cells, but is "
+                f"{type(pair).__name__}."
+            )
         z, z_reference = (np.asarray(one, np.float32) for one in pair)
         shapes, dim = (z.shape, z_reference.shape), z.shape[-1] if z.ndim else 0
         if shapes != ((num_query, dim), (num_reference, dim)) or not dim:

@@ -14,8 +14,10 @@ from jaxmetric import metrics
 from jaxmetric.agreement import (
     hidden_gene_agreement,
     hidden_genes,
+    mean_of_neighbors,
     most_variable,
     neighborhood_agreement,
+    ranked_pairs,
 )
 from jaxmetric.bootstrap import intervals, weighted_means
 from jaxmetric.cells import Cells
@@ -30,7 +32,7 @@ from jaxmetric.label_transfer import (
     predict,
 )
 from jaxmetric.labels import depth_first_order
-from jaxmetric.mixing import study_mixing
+from jaxmetric.mixing import lisi, scaled_median
 from jaxmetric.retrieval import retrieval_per_cell
 from jaxmetric.svd import log_normalized, svd_embedding
 
@@ -39,6 +41,7 @@ TABLE = (
     "macro_f1",
     "balanced_accuracy",
     "ontology_accuracy",
+    "ontology_macro_f1",
     "map_at_r",
     "silhouette",
     "study_mixing",
@@ -116,23 +119,30 @@ def embedding_report(embedding: Embedding, evidence: Evidence, k: int) -> dict[s
     if embedding.error is not None:
         per_cell |= {"mse": embedding.error, "power": embedding.power}
 
-    def scores(weights: Num[np.ndarray, " q"]) -> dict[str, float]:
-        weighted = confusion(labels.query, predicted, len(labels.names), weights)
-        return confusion_scores(weighted, labels.descendants) | cell_means(per_cell, weights)
-
     neighbors = metrics.nearest_neighbors(z, z_reference, k).indices
-    found = scores(np.ones(len(z))) | {
-        "study_mixing": study_mixing(np.concatenate([z, z_reference]), evidence.studies),
-        "neighborhood_agreement": neighborhood_agreement(
-            evidence.markers, evidence.reference_markers, neighbors
-        ),
-        "hidden_gene_agreement": "no genes can be hidden from it"
-        if embedding.hidden is None
-        else hidden_gene_agreement(embedding.hidden, evidence.hidden),
-    }
-    notes = {name: score for name, score in found.items() if isinstance(score, str)}
+    around, notes = mean_of_neighbors(evidence.reference_markers, neighbors), {}
+    mixing = lisi(np.concatenate([z, z_reference]), evidence.studies)
+    if isinstance(mixing, str):
+        notes["study_mixing"] = mixing
+    if embedding.hidden is None:
+        notes["hidden_gene_agreement"] = "no genes can be hidden from it"
+    else:
+        pairs = ranked_pairs(embedding.hidden, evidence.hidden)
+
+    def scores(weights: Num[np.ndarray, " q"]) -> dict[str, float]:
+        """With each query cell counted so many times; the reference cells stay."""
+        weighted = confusion(labels.query, predicted, len(labels.names), weights)
+        found = confusion_scores(weighted, labels.descendants, C) | cell_means(per_cell, weights)
+        found["neighborhood_agreement"] = neighborhood_agreement(evidence.markers, around, weights)
+        if "study_mixing" not in notes:
+            each = np.concatenate([weights, np.ones(len(z_reference))])
+            found["study_mixing"] = scaled_median(mixing, each, len(np.unique(evidence.studies)))
+        if "hidden_gene_agreement" not in notes:
+            found["hidden_gene_agreement"] = hidden_gene_agreement(pairs, weights)
+        return found
+
     shown = [i for i in evidence.order if C[i].any() or C[:, i].any()]
-    return found | {
+    return scores(np.ones(len(z))) | {
         **dict.fromkeys(notes),
         "intervals": intervals(scores, len(z)),
         "per_type": per_type(C, labels, widths, evidence.order),
@@ -159,7 +169,8 @@ def cell_means(
     """Means over cells, and nmse: mean squared error over mean squared expression."""
     means = weighted_means(per_cell, weights)
     if "power" in means:
-        means["nmse"] = means["mse"] / max(means.pop("power"), 1e-12)
+        power = means.pop("power")
+        means["nmse"] = means["mse"] / power if power > 0 else float("nan")
     return means
 
 
@@ -195,17 +206,21 @@ def score_table(report: dict[str, Any]) -> str:
     """The main scores as text, with their intervals: a column for each embedding."""
     columns = {MODEL: report} | report.get("beside", {})
     names = [name for name in TABLE if any(name in one for one in columns.values())]
-    left = max(map(len, names))
-    lines = [" " * left + "".join(f"{name:>24}" for name in columns)]
+    left, width = max(map(len, names)), max(22, *map(len, columns)) + 2
+    lines = [" " * left + "".join(f"{name:>{width}}" for name in columns)]
     for name in names:
         texts = (score_text(one, name) for one in columns.values())
-        lines.append(f"{name:{left}}" + "".join(f"{text:>24}" for text in texts))
+        lines.append(f"{name:{left}}" + "".join(f"{text:>{width}}" for text in texts))
     lacking = defaultdict(list)
     for column, one in columns.items():
         for name, why in one.get("notes", {}).items():
             lacking[name, why].append(column)
     lines += [f"{name} of {', '.join(of)}: {why}" for (name, why), of in lacking.items()]
-    if "num_scored" in report:
+    if "num_scored" not in report:
+        lines.append(
+            "labels are scored beside reference cells: reference= / --reference, --studies"
+        )
+    else:
         lines.append(
             f"{report['num_scored']} of {report['num_cells']} query cells have a label among those of "
             f"the {report['num_reference']} reference cells"

@@ -49,6 +49,8 @@ MEANING = {
     "macro_f1": "F1, mean over types true or predicted",
     "balanced_accuracy": "recall, mean over types",
     "ontology_accuracy": "transferred label is the true one or a descendant",
+    "ontology_macro_f1": "F1, descendants count as the type",
+    "ontology_balanced_accuracy": "recall, descendants count as the type",
     "as_subtype": "... a descendant of the true one",
     "as_parent": "... an ancestor of the true one",
     "precision_at_1": "nearest reference cell is of the type",
@@ -130,7 +132,7 @@ def _types(report: Mapping[str, Any]) -> str:
     rows = []
     for row in report["per_type"]:
         mistaken = "" if row["mistaken_for"] is None else _text(row["mistaken_for"])
-        share = "" if row["mistaken"] is None or not mistaken else f" ({row['mistaken']:.0%})"
+        share = "" if row["mistaken"] is None or not mistaken else f" ({_percent(row['mistaken'])})"
         numbers = ("–" if row[name] is None else f"{row[name]:.3f}" for name in names)
         rows.append((_text(row["cell_type"]), mistaken + share, row["num_cells"], *numbers))
     head = ("cell type", "most often mistaken for", "cells", "precision", "recall", "F1")
@@ -213,6 +215,10 @@ def umap_of(z: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "n 
 def some_of(number: int, seed: int = 0) -> Int[np.ndarray, " n"]:
     """Numbers of at most MOST cells, drawn without replacement, in order."""
     return np.sort(np.random.default_rng(seed).permutation(number)[:MOST])
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.005 else "&lt;1%"
 
 
 def _picture(figure: "Figure", caption: str) -> str:

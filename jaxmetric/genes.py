@@ -1,5 +1,6 @@
 """Names of genes: symbols or Ensembl ids, and one order for several files."""
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -9,6 +10,8 @@ from jaxtyping import Int
 
 from jaxmetric.source import Source, some
 
+log = logging.getLogger("jaxmetric")
+MISSING = 0.05  # the share of genes that may be missing without a warning
 ENSEMBL = re.compile(r"(ENS[A-Z]{0,4}G\d{11})(\.\d+)?")
 IDS, SYMBOLS = "Ensembl ids", "gene symbols"
 SYMBOL_COLUMNS = (
@@ -123,3 +126,17 @@ def gene_columns(
             "gene_key= / --gene-key, or lower min_gene_overlap= / --min-gene-overlap."
         )
     return columns, tuple(np.asarray(target, object)[missing])
+
+
+def warn_of_missing(missing: Sequence[str], number: int, name: str) -> None:
+    """Says how many of a number of genes expected are missing; as a warning where they are many."""
+    if missing:
+        log.log(
+            logging.WARNING if len(missing) > MISSING * number else logging.INFO,
+            "%s lacks %d of the %d genes expected (%s); they are taken as 0. Where many are, embeddings "
+            "shift: give all genes that were measured, not the highly variable ones.",
+            name,
+            len(missing),
+            number,
+            some(missing),
+        )

@@ -88,7 +88,8 @@ def predict(
         )
         raise ValueError(
             f"none of the {len(scored)} query cells has a label that a reference cell has: the labels "
-            f"are {here} and {there}."
+            f"are {here} and {there}. Name their columns with label_key= / --label-key (of the reference "
+            "--reference-label-key)."
         )
     neighbors = nearest_neighbors(z[scored], z_reference[known], k)
     predicted = np.full(len(scored), -1)
@@ -114,31 +115,70 @@ def confusion(
 
 
 def confusion_scores(
-    C: Float[np.ndarray, "k k"], descendants: Bool[np.ndarray, "k k"]
+    C: Float[np.ndarray, "k k"],
+    descendants: Bool[np.ndarray, "k k"],
+    whole: Float[np.ndarray, "k k"] | None = None,
 ) -> dict[str, float]:
     """Scores of a confusion matrix, of true labels by predicted ones; NaN where there are no cells.
+
+    Args:
+      C: cells of each true label by predicted label.
+      descendants: descendants[i, j]: label j is a proper descendant of label i.
+      whole: the matrix of all cells, where C is of a resample of them: a label without cells in C keeps
+        the F1 and recall that it has there, so that every resample is a mean over the same labels.
 
     Returns:
       accuracy           share of the cells whose predicted label is the true one
       macro_f1           mean of F1 = 2 TP / (2 TP + FP + FN) over labels that are true or predicted
       balanced_accuracy  mean of recall over labels that are true
+      ontology_...       the same where a predicted descendant of the true label counts as that label
       as_subtype         share of the cells whose predicted label is a descendant of the true one
       as_parent          share of the cells whose predicted label is an ancestor of the true one
-      ontology_accuracy  accuracy + as_subtype: what is predicted is true, or more specific
     """
-    hits, true, given, cells = np.diag(C), C.sum(1), C.sum(0), C.sum()
-    right, below, above = (
-        float(_ratio(total, cells))
-        for total in (hits.sum(), C[descendants].sum(), C[descendants.T].sum())
-    )
-    return {
-        "accuracy": right,
-        "macro_f1": _mean(_ratio(2 * hits, true + given)),
-        "balanced_accuracy": _mean(_ratio(hits, true)),
-        "ontology_accuracy": right + below,
-        "as_subtype": below,
-        "as_parent": above,
+    by_ontology = {
+        f"ontology_{name}": score
+        for name, score in _strict_scores(
+            _descendants_right(C, descendants),
+            None if whole is None else _descendants_right(whole, descendants),
+        ).items()
     }
+    below, above = (C[which].sum() for which in (descendants, descendants.T))
+    return {
+        **_strict_scores(C, whole),
+        **by_ontology,
+        "as_subtype": float(_ratio(below, C.sum())),
+        "as_parent": float(_ratio(above, C.sum())),
+    }
+
+
+def _strict_scores(
+    C: Float[np.ndarray, "k k"], whole: Float[np.ndarray, "k k"] | None
+) -> dict[str, float]:
+    f1, recall = _f1_and_recall(C)
+    if whole is not None:
+        in_whole = _f1_and_recall(whole)
+        f1, recall = (
+            np.where(np.isnan(some), all_, some)
+            for some, all_ in zip((f1, recall), in_whole, strict=True)
+        )
+    return {
+        "accuracy": float(_ratio(np.trace(C), C.sum())),
+        "macro_f1": _mean(f1),
+        "balanced_accuracy": _mean(recall),
+    }
+
+
+def _f1_and_recall(C: Float[np.ndarray, "k k"]) -> tuple:
+    """Of each label; NaN where it is neither true nor predicted, and where it is not true."""
+    hits, true, given = np.diag(C), C.sum(1), C.sum(0)
+    return _ratio(2 * hits, true + given), _ratio(hits, true)
+
+
+def _descendants_right(
+    C: Float[np.ndarray, "k k"], descendants: Bool[np.ndarray, "k k"]
+) -> Float[np.ndarray, "k k"]:
+    """The matrix where cells that were given a descendant of their label were given the label."""
+    return np.where(descendants, 0, C) + np.diag((C * descendants).sum(1))
 
 
 def per_type(

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
 
-from jaxmetric.annotate import Search, annotate, cell_names, reference_of
+from jaxmetric.annotate import Reference, Search, annotate, cell_names, reference_of
 from jaxmetric.batches import Batch, batches, capacity, reader, rows_in_order
 from jaxmetric.cells import Cells, require_cells
 from jaxmetric.checkpoint import (
@@ -31,7 +31,7 @@ from jaxmetric.embeddings import MODEL, SVD, Embedding, given_embeddings, in_mem
 from jaxmetric.evaluation import logged, report_of, scores_alone, svd_baseline
 from jaxmetric.evaluation_page import page_of
 from jaxmetric.expression import expression
-from jaxmetric.genes import gene_columns
+from jaxmetric.genes import gene_columns, warn_of_missing
 from jaxmetric.metrics import nearest_neighbors
 from jaxmetric.model import Autoencoder
 from jaxmetric.packed import move_columns
@@ -39,7 +39,7 @@ from jaxmetric.plots import require_pictures
 from jaxmetric.prefetch import prefetch
 from jaxmetric.scimilarity import SCimilarityModel, write_model
 from jaxmetric.sharding import cell_mesh, put_batch, replicated
-from jaxmetric.source import opened, paths_in
+from jaxmetric.source import opened, paths_in, some
 from jaxmetric.store import about
 from jaxmetric.stream import batches_of, of_one_kind
 from jaxmetric.train import autoencoder
@@ -140,7 +140,8 @@ class MetricLearning:
         ):
             size = -(-min(BATCH, len(cells)) // mesh.size) * mesh.size
             own = cells.genes(gene_key)
-            columns, _ = gene_columns(own, self.genes, min_gene_overlap, cells.where)
+            columns, missing = gene_columns(own, self.genes, min_gene_overlap, cells.where)
+            warn_of_missing(missing, len(self.genes), cells.name)
             kind, blocks = of_one_kind(cells, values, start)
             aligned = (move_columns(X, columns, len(self.genes)) for X in blocks)
             made = prefetch(batches_of(aligned, size, mesh.size))
@@ -149,6 +150,10 @@ class MetricLearning:
                     z = _embed(network, variables, put_batch(batch, mesh), kind == "counts")
                     yield np.asarray(z)[:real]
                     bar.update(real)
+
+    def __repr__(self) -> str:
+        genes, latent = len(self.genes), self.config.latent_dim
+        return f"MetricLearning({genes} genes -> {latent} dimensions, {len(self.labels)} labels)"
 
     def reconstruct(self, z: Float[np.ndarray, "cells latent"]) -> Float[np.ndarray, "cells genes"]:
         """The log-normalised expression that the decoder gives for embeddings.
@@ -170,6 +175,7 @@ class MetricLearning:
         reference: Cells | None = None,
         *,
         k: int = 15,
+        all_labels: bool = False,
         svd: bool = True,
         embeddings: Mapping[str, tuple] | None = None,
         page: str | Path | None = None,
@@ -181,6 +187,8 @@ class MetricLearning:
           query: the cells to score, from `read_cells`.
           reference: labelled cells to transfer labels from; held in memory, as the query cells are.
           k: neighbours that vote.
+          all_labels: use reference cells of every label, not only of those that the model was trained
+            on.
           svd: also score a truncated SVD of 50 dimensions, fitted on the reference.
           embeddings: others to score, by name: (query cells, d) and (reference cells, d).
           page: also write the report with pictures, one HTML file (extra `eval`).
@@ -221,6 +229,16 @@ class MetricLearning:
             require_pictures()
             if not Path(page).absolute().parent.is_dir():
                 raise ValueError(f"no such folder: {Path(page).parent}, to write the page in.")
+        if not len(query) or not len(reference):
+            raise ValueError(
+                f"there are {len(query)} query and {len(reference)} reference cells: neither may be none."
+            )
+        if not all_labels:
+            known = self._known(reference)
+            reference = reference.select(known)
+            given = {
+                name: one._replace(reference=one.reference[known]) for name, one in given.items()
+            }
         query, reference = in_memory(query), in_memory(reference)
         values = logged(query), logged(reference)
         found = {MODEL: self._embedding(query, reference, progress)}
@@ -251,6 +269,7 @@ class MetricLearning:
         reference: Cells,
         *,
         k: int = 15,
+        all_labels: bool = False,
         quantile: float = 0.95,
         neighbors: Search = nearest_neighbors,
         layer: str | None = None,
@@ -265,6 +284,8 @@ class MetricLearning:
           source: the cells to annotate; an AnnData gets the columns in its `obs` too.
           reference: labelled cells, best of several studies, from `read_cells`.
           k: neighbours that vote.
+          all_labels: use reference cells of every label, not only of those that the model was trained
+            on.
           quantile: a cell is out of distribution where it is farther from the reference than this
             share of the reference's own cells are from other studies: see
             `annotate.distance_threshold`.
@@ -285,7 +306,9 @@ class MetricLearning:
         """
         names = cell_names(source, layer)
         embed = functools.partial(self.embed, progress=progress)
-        known = reference_of(reference, embed, k=k, quantile=quantile)
+        known = self.embedded_reference(
+            reference, all_labels, k=k, quantile=quantile, progress=progress
+        )
         how = {"values": values, "gene_key": gene_key, "min_gene_overlap": min_gene_overlap}
         z = embed(source, layer=layer, **how)
         found = annotate(z, known, k=k, neighbors=neighbors).set_axis(names)
@@ -293,6 +316,36 @@ class MetricLearning:
             for name in found:
                 source.obs[name] = found[name]
         return found
+
+    def embedded_reference(
+        self, cells: Cells, all_labels: bool, *, k: int, quantile: float, progress: bool
+    ) -> Reference:
+        """Reference cells embedded, with their threshold: see `annotate.reference_of`."""
+        cells = require_cells(cells, "reference")
+        if not all_labels:
+            cells = cells.select(self._known(cells))
+        embed = functools.partial(self.embed, progress=progress)
+        return reference_of(cells, embed, k=k, quantile=quantile)
+
+    def _known(self, cells: Cells) -> Bool[np.ndarray, " cells"]:
+        """Which cells have a label that the model was trained on.
+
+        Raises:
+          ValueError: when none has.
+        """
+        known = cells.of_labels(self.labels)
+        if not known.any():
+            raise ValueError(
+                f"none of the {len(cells)} reference cells has a label that the model was trained on "
+                f"({some(self.labels, 5)}): name their column with label_key= / --label-key (or "
+                "--reference-label-key), or use all labels with all_labels=True / --all-labels."
+            )
+        log.info(
+            "%d of %d reference cells have a label that the model was trained on",
+            known.sum(),
+            len(cells),
+        )
+        return known
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes the model directory, whole or not at all; an existing one only with `overwrite`."""

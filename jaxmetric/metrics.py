@@ -179,7 +179,10 @@ def nearest_neighbors(
     exclude_self: bool = False,
     groups: tuple[Integer[ArrayLike, " q"], Integer[ArrayLike, " r"]] | None = None,
 ) -> Neighbors:
-    """The k nearest reference cells of each query cell in Euclidean distance: exact, in chunks.
+    """The k nearest reference cells of each query cell in Euclidean distance, in chunks.
+
+    Exact, but for cells farther from the mean of the reference than 100 times the distances that
+    count: a matrix product finds some more than k candidates, whose coordinates are then compared.
 
     Args:
       query: embeddings of the query cells.
@@ -192,33 +195,38 @@ def nearest_neighbors(
     Raises:
       ValueError: when some query cell has fewer than k reference cells.
     """
-    query, reference = np.asarray(query, np.float32), np.asarray(reference, np.float32)
+    x, y = np.asarray(query, np.float32), np.asarray(reference, np.float32)
     if exclude_self:
-        groups = np.arange(len(query)), np.arange(len(reference))
-    own, theirs = groups or (np.full(len(query), -1), np.zeros(len(reference), np.int32))
+        groups = np.arange(len(x)), np.arange(len(y))
+    own, theirs = groups or (np.full(len(x), -1), np.zeros(len(y), np.int32))
     own, theirs = np.asarray(own, np.int32), np.asarray(theirs, np.int32)
     excluded = np.bincount(theirs, minlength=own.max(initial=0) + 1)[own] * (own >= 0)
-    most = len(reference) - excluded.max(initial=0)
+    most = len(y) - excluded.max(initial=0)
     if not 1 <= k <= most:
         raise ValueError(f"k must be from 1 to {most}, the reference cells, but is {k}.")
-    rows = max(1, CHUNK // len(reference))
-    reference, theirs = jnp.asarray(reference), jnp.asarray(theirs)
+    origin = y.mean(0, dtype=np.float64).astype(np.float32)
+    x, y = x - origin, jnp.asarray(y - origin)
+    many = min(2 * k + 16, len(y))
+    rows = max(1, CHUNK // max(len(y), many * y.shape[1]))
     found = [
-        jax.device_get(_nearest(query[i : i + rows], reference, own[i : i + rows], theirs, k))
-        for i in range(0, len(query), rows)
+        jax.device_get(_nearest(x[i : i + rows], y, own[i : i + rows], theirs, k, many))
+        for i in range(0, len(x), rows)
     ]
     if not found:
         return Neighbors(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32))
     return Neighbors(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _nearest(query, reference, own, theirs, k):
-    """Neighbours of another group than a cell's own."""
-    distances = pairwise_distances(query, reference, "euclidean")
-    distances = jnp.where(own[:, None] == theirs[None, :], jnp.inf, distances)
-    negated, indices = jax.lax.top_k(-distances, k)
-    return indices, -negated
+@functools.partial(jax.jit, static_argnames=("k", "many"))
+def _nearest(query, reference, own, theirs, k, many):
+    """Neighbours of another group than a cell's own: the nearest of many candidates."""
+    squared = (reference**2).sum(1)[None, :] - 2 * _dot(query, reference.T)  # less the query's own
+    squared = jnp.where(own[:, None] == theirs[None, :], jnp.inf, squared)
+    candidates = jnp.sort(jax.lax.top_k(-squared, many)[1])  # so that of ties the first comes first
+    distances = jnp.sqrt(((query[:, None, :] - reference[candidates]) ** 2).sum(-1))
+    distances = jnp.where(own[:, None] == theirs[candidates], jnp.inf, distances)
+    negated, places = jax.lax.top_k(-distances, k)
+    return jnp.take_along_axis(candidates, places, 1), -negated
 
 
 def label_votes(

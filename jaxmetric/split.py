@@ -11,6 +11,7 @@ from jaxmetric.config import Config
 from jaxmetric.labels import coarsen_singletons, singleton_labels
 
 log = logging.getLogger("jaxmetric")
+NAMED = 5  # labels that a message names
 
 
 def split(cells: Cells, validation: Sequence[str] | Cells | None) -> tuple[Cells, Cells | None]:
@@ -54,7 +55,10 @@ def usable_cells(cells: Cells, config: Config) -> tuple[Cells, dict[str, int]]:
         if config.singleton_labels == "coarsen":
             cells = _coarsen(cells)
         single = singleton_labels(cells.labels, cells.studies)
-        names = ", ".join(cells.label_names[i] for i in single)
+        names = "; ".join(cells.label_names[i] for i in single[:NAMED])
+        names += f"; and {len(single) - NAMED} more" if len(single) > NAMED else ""
+        if len(single) and config.singleton_labels == "drop" and cells.ontology is not None:
+            log.info("singleton_labels='coarsen' / --singleton-labels coarsen keeps such cells")
         cells = keep(cells, ~np.isin(cells.labels, single), f"label in one study only ({names})")
     num_labels = len(np.unique(cells.labels))
     if num_labels < 2:

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from jaxmetric.batches import Batch, pack
 from jaxmetric.packed import pack_rows
 from jaxmetric.source import Source
-from jaxmetric.values import Range, Values, value_kind
+from jaxmetric.values import Range, Values, value_kind, warn_of_scale
 
 Blocks = Generator[sp.csr_matrix]
 
@@ -19,6 +19,7 @@ def of_one_kind(source: Source, values: Values | None, start: int = 0) -> tuple[
     kind = value_kind(Range.of(source.first_values()), values, source.where)
 
     def held() -> Blocks:
+        first = start == 0
         with contextlib.closing(source.blocks(start)) as blocks:
             for X in blocks:
                 found = Range.of(X.data)
@@ -28,6 +29,9 @@ def of_one_kind(source: Source, values: Values | None, start: int = 0) -> tuple[
                         "later on: say what it holds with values= / --values."
                     )
                 value_kind(found, kind, source.where)
+                if kind == "lognorm" and first:
+                    warn_of_scale(X, source.where)
+                first = False
                 yield X
 
     return kind, held()

@@ -24,6 +24,11 @@ def svd_embedding(
 def right_singular_vectors(X: sp.csr_matrix, dim: int) -> Float[np.ndarray, "genes dim"]:
     """The leading right singular vectors, in no particular order; fewer where X has fewer."""
     dim = min(dim, min(X.shape) - 1)
+    if dim < 1 or not X.count_nonzero():
+        raise ValueError(
+            f"an SVD needs at least 2 cells and 2 genes, and values that are not zero, but has {X.shape} "
+            f"(cells, genes) with {X.count_nonzero()} values."
+        )
     start = np.full(min(X.shape), min(X.shape) ** -0.5, np.float32)
     return scipy.sparse.linalg.svds(X, k=dim, v0=start)[2].T
 

@@ -1,9 +1,13 @@
 """What a matrix holds: counts or log-normalised values."""
 
+import logging
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
+log = logging.getLogger("jaxmetric")
+CELLS = 1000  # whose totals are looked at
 Values = Literal["counts", "lognorm"]
 LOG_LIMIT = float(np.log1p(1e6))  # log1p of a whole cell's share, at counts per million
 
@@ -62,3 +66,19 @@ def value_kind(found: Range, values: Values | None, where: str) -> Values:
         f"has fractions and reaches {found.largest:.4g}. Normalised without log1p? Choose another "
         "matrix with layer= / --layer, or decide with values='lognorm' / --values lognorm."
     )
+
+
+def warn_of_scale(X: sp.csr_matrix, where: str) -> None:
+    """Says where log-normalised cells clearly have another total than 10,000.
+
+    Their totals show it only where all genes are there: then the first cells have nearly one total.
+    """
+    totals = np.asarray(X[:CELLS].expm1().sum(1)).ravel()
+    low, middle, high = np.quantile(totals, (0.05, 0.5, 0.95)) if len(totals) else (0, 0, 0)
+    if 0 < high - low < 0.02 * middle and abs(middle - 1e4) > 0.1 * 1e4:
+        log.warning(
+            "%s is normalised to %.0f counts per cell, not 10,000, so its values are on another scale: "
+            "give counts, or log1p of sc.pp.normalize_total(adata, target_sum=1e4).",
+            where,
+            middle,
+        )

@@ -151,15 +151,30 @@ def test_an_index_of_ones_own_is_searched(model, reference, new):
     found = model.annotate(new, reference, neighbors=search)
     assert calls == [(new.n_obs, len(reference), 15)]
     pd.testing.assert_frame_equal(found, model.annotate(new, reference), atol=1e-3)
-    with pytest.raises(ValueError, match=r"must give indices >= 0 .* gave .*, 14\)"):
+    with pytest.raises(ValueError, match=r"must give whole-numbered indices .* gave .*, 14\)"):
         model.annotate(new, reference, neighbors=lambda z, r, k: search(z, r, k - 1))
+    wrong = (
+        lambda i, d: (i.astype(float), d),
+        lambda i, d: (i + len(reference) - 1, d),
+        lambda i, d: (i, -d),
+        lambda i, d: (i, d * np.nan),
+    )
+    for change in wrong:
+        with pytest.raises(ValueError, match="out of range"):
+            model.annotate(
+                new, reference, neighbors=lambda z, r, k, change=change: change(*search(z, r, k))
+            )
+    backwards = model.annotate(
+        new, reference, neighbors=lambda z, r, k: [part[:, ::-1] for part in search(z, r, k)]
+    )
+    pd.testing.assert_frame_equal(found, backwards, atol=1e-3)
 
 
 def test_cells_without_label_do_not_vote(model, reference, new, caplog):
     caplog.set_level(logging.INFO, "jaxmetric")
     labels = np.where(np.arange(len(reference)) % 3 == 0, -1, reference.labels)
     some = jm.Cells(**{**vars(reference), "labels": labels.astype(np.int32)})
-    found = model.annotate(new, some)
+    found = model.annotate(new, some, all_labels=True)
     assert f"{(labels < 0).sum()} reference cells without label are left out" in caplog.text
     pd.testing.assert_frame_equal(found, model.annotate(new, some.select(labels >= 0)))
 
@@ -273,7 +288,10 @@ def test_obs_of_long_ago_is_a_clear_error(model, reference, new, tmp_path):
         ({"k": 400}, "at least 400 reference cells with a label are needed for k=400, but 2.. of"),
         ({"k": 0}, "k must be positive"),
         ({"quantile": 1.5}, r"quantile in \(0, 1\], but are 15 and 1.5"),
-        ({"reference": "unlabelled"}, "but 0 of .* have one: name the column of labels"),
+        (
+            {"reference": "unlabelled"},
+            "none of the .* reference cells has a label that .*: name their",
+        ),
         ({"reference": "reference.h5ad"}, "reference must come from jaxmetric.read_cells"),
         ({"source": "few genes"}, "only 3 of the 40 genes"),
     ],

@@ -68,7 +68,7 @@ def test_a_study_without_a_label_of_the_others_is_left_out_with_a_warning(tmp_pa
     assert {row["study"] for row in rows} == {"study_0", "study_2", "study_3"}
     assert "study_1 is not scored" in caplog.text
     with pytest.raises(ValueError, match="nothing to score"):
-        jm.crossvalidate(cells, directory=tmp_path, studies=["study_1"])
+        jm.crossvalidate(cells, jm.Config(**SMALL), directory=tmp_path, studies=["study_1"])
 
 
 def test_cells_of_one_study_are_an_error(tmp_path):
@@ -86,9 +86,10 @@ def test_the_table_has_means_and_spreads_over_seeds():
     rows += [
         {"study": s, "recipe": "SVD-50", "seed": None} | dict.fromkeys(SHOWN, 0.25) for s in "ab"
     ]
+    rows = [row | {"num_scored": {"a": 7, "b": 12}[row["study"]]} for row in rows]
     lines = crossvalidation_table(rows).splitlines()
-    assert lines[0].split() == ["macro_f1", "ours", "SVD-50"]
-    assert lines[1].split() == ["a", "0.600", "±", "0.141", "0.250"]
+    assert lines[0].split() == ["macro_f1", "ours", "SVD-50", "cells"]
+    assert lines[1].split() == ["a", "0.600", "±", "0.141", "0.250", "7"]
     assert lines[3].split() == ["mean", "0.400", "±", "0.141", "0.250"]
 
 

@@ -100,6 +100,27 @@ def test_nearest_neighbours_and_label_transfer_are_scikit_learns(monkeypatch):
     np.testing.assert_array_equal(predicted, model.predict(query))
 
 
+def test_neighbours_are_right_where_other_cells_are_far_away():
+    """A product of rows far from each other keeps few digits of the distances of those close by."""
+    generator = np.random.default_rng(0)
+    z = generator.normal(size=(400, 4)).astype(np.float32)
+    for far in (np.arange(400) == 0, np.arange(400) < 200):
+        moved = z + np.float32(1000) * far[:, None].astype(np.float32)
+        expected = sklearn.neighbors.NearestNeighbors(n_neighbors=15).fit(moved.astype(np.float64))
+        distances, indices = expected.kneighbors()
+        found = metrics.nearest_neighbors(moved, moved, 15, exclude_self=True)
+        assert (np.sort(found.indices) == np.sort(indices)).mean() > 0.999
+        np.testing.assert_allclose(found.distances, distances, rtol=1e-3)
+
+
+def test_cells_in_one_place_are_at_distance_0_and_the_first_comes_first():
+    unit = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    found = metrics.nearest_neighbors(unit, np.concatenate([unit, unit]), 3)
+    assert (found.distances[:, :2] == 0).all()
+    np.testing.assert_array_equal(found.indices[:, 0], np.arange(300))
+
+
 def test_no_cell_is_a_neighbour_of_one_of_its_own_group(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK", 200)
     generator = np.random.default_rng(0)
