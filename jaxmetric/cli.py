@@ -105,7 +105,7 @@ def _parse(arguments: list[str] | None):
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]|Error parsing \S+ ", "", said.getvalue())
+        text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]|Error parsing \S+ |-{5,}", "", said.getvalue())
         _fail(" ".join(text.split()))
 
 

@@ -7,7 +7,7 @@ from made_up import make_adata
 
 import jaxmetric as jm
 from jaxmetric.cli import main
-from jaxmetric.crossvalidate import SHOWN, crossvalidation_table
+from jaxmetric.crossvalidate import SHOWN, _file_name, crossvalidation_table
 
 SMALL = {
     "hidden_dim": (16,),
@@ -25,7 +25,9 @@ def cells():
 
 def test_each_row_is_that_of_a_model_trained_on_the_other_studies(cells, tmp_path):
     config = jm.Config(**SMALL)
-    rows = jm.crossvalidate(cells, config, directory=tmp_path, seeds=(3,), progress=False)
+    rows = jm.crossvalidate(
+        cells, config, directory=tmp_path, seeds=(3,), k=3, keep_runs=True, progress=False
+    )
     assert [(r["study"], r["recipe"], r["seed"]) for r in rows] == [
         (study, *recipe)
         for study in ("study_0", "study_1", "study_2")
@@ -34,12 +36,14 @@ def test_each_row_is_that_of_a_model_trained_on_the_other_studies(cells, tmp_pat
     held_out = cells.in_studies(["study_1"])
     train, query = cells.select(~held_out), cells.select(held_out)
     model = jm.fit(train, jm.Config(**SMALL, seed=3), progress=False)
-    scores = model.evaluate(query, train)
+    scores = model.evaluate(query, train, k=3)
     assert rows[3]["num_scored"] == scores["num_scored"]
     for name in ("accuracy", "macro_f1", "ontology_accuracy"):
         assert rows[3][name] == scores[name]
         assert rows[2][name] == scores["beside"]["SVD-50"][name]
     assert rows[3]["seconds"] > 0
+    run = tmp_path / "study_1" / "jaxmetric" / "seed_3" / "run"
+    assert "val_" not in (run / "metrics.jsonl").read_text()  # the left-out study decides nothing
 
 
 def test_what_is_done_is_not_done_again_and_other_work_is_refused(cells, tmp_path, monkeypatch):
@@ -56,6 +60,75 @@ def test_what_is_done_is_not_done_again_and_other_work_is_refused(cells, tmp_pat
             jm.crossvalidate(cells, jm.Config(**SMALL, margin=0.1), studies=["study_0"], **asked)
         with pytest.raises(ValueError, match=r"belongs to another run .*training cells"):
             jm.crossvalidate(cells.select(np.arange(150)), config, studies=["study_0"], **asked)
+        with pytest.raises(ValueError, match=r"belongs to another run .*k"):
+            jm.crossvalidate(cells, config, studies=["study_0"], k=4, **asked)
+
+
+def test_one_that_was_interrupted_has_no_time(cells, tmp_path, monkeypatch):
+    module = sys.modules["jaxmetric.crossvalidate"]
+
+    def interrupted(*arguments, **how):
+        jm.fit(*arguments, **how)
+        raise KeyboardInterrupt
+
+    def again():
+        config = jm.Config(**SMALL)
+        asked = {"studies": "study_0", "seeds": (0,), "progress": False}
+        return jm.crossvalidate(cells, config, directory=tmp_path, **asked)[1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    assert again()["seconds"] is None
+
+
+def test_recipes_of_other_labels_are_scored_on_the_same_cells(tmp_path):
+    adata = make_adata(240, num_studies=3)
+    neurons = (adata.obs["cell_type"] == "T cell") & (adata.obs["study"] != "study_1")
+    adata.obs.loc[neurons, "cell_type"] = "neuron"  # without study_0, in study_2 alone
+    cells = jm.read_cells(adata, label_key="cell_type", study_key="study")
+    recipes = {
+        "across": jm.Config(**SMALL),
+        "any": jm.Config(**SMALL, sample_across_studies=False),
+    }
+    out, common = (
+        adata.obs["study"] == "study_0",
+        ~adata.obs["cell_type"].isin(["T cell", "neuron"]),
+    )
+    expected = {
+        1: ((common & ~out).sum(), (common & out).sum()),
+        -1: ((~out).sum(), out.sum()),
+    }
+    for order in (1, -1):
+        asked = {"directory": tmp_path / str(order), "studies": ["study_0"], "seeds": (0,)}
+        named = dict(list(recipes.items())[::order])
+        rows = jm.crossvalidate(cells, named, **asked, progress=False)
+        assert [row["recipe"] for row in rows] == ["SVD-50", *named]
+        assert {(row["num_reference"], row["num_scored"]) for row in rows} == {expected[order]}
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"k": 0}, "k must be at least 1"),
+        ({"recipes": {"SVD-50": jm.Config()}}, "recipes must have names"),
+        ({"recipes": {}}, "recipes must have names"),
+        ({"studies": ["study_9"]}, "study_9"),
+    ],
+)
+def test_bad_input_is_refused_before_training(how, message, cells, tmp_path, monkeypatch):
+    module = sys.modules["jaxmetric.crossvalidate"]
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        jm.crossvalidate(cells, directory=tmp_path, **how)
+
+
+def test_every_name_has_a_folder_of_its_own(tmp_path):
+    names = ["", ".", "..", "a/b", "a", ".a", "%", "a b", "/", "ä"]
+    folders = [(tmp_path / _file_name(name)).resolve() for name in names]
+    assert {folder.parent for folder in folders} == {tmp_path.resolve()}
+    assert len(set(folders)) == len(names)
 
 
 def test_a_study_without_a_label_of_the_others_is_left_out_with_a_warning(tmp_path, caplog):

@@ -1,3 +1,4 @@
+import logging
 import re
 
 import anndata
@@ -203,3 +204,30 @@ def test_a_counts_layer_that_holds_no_counts_is_refused(adata):
 def test_a_study_that_is_not_there_is_named(adata):
     with pytest.raises(ValueError, match=r"no cell is of study 'study_9'; .* study_0, study_1"):
         jm.read_cells(adata, **KEYS).in_studies(["study_9"])
+
+
+@pytest.mark.parametrize(("number", "level"), [(2, "INFO"), (20, "WARNING")])
+def test_many_missing_genes_are_warned_about(number, level, adata, caplog):
+    caplog.set_level(logging.INFO, "jaxmetric")
+    genes = list(adata.var_names)
+    jm.read_cells(adata[:, number:].copy(), genes=genes, min_gene_overlap=0.5, **KEYS)
+    said = [r for r in caplog.records if f"lacks {number} of the {len(genes)} genes" in r.message]
+    assert [record.levelname for record in said] == [level]
+
+
+@pytest.mark.parametrize(("total", "warned"), [(1e4, False), (1e6, True)])
+def test_another_scale_of_log_values_is_warned_about(total, warned, adata, caplog):
+    counts = adata.X.toarray()
+    adata.X = np.log1p(total * counts / counts.sum(1, keepdims=True))
+    jm.read_cells(adata, **KEYS)
+    assert ("normalised to 1000000 counts per cell" in caplog.text) == warned
+    adata = adata[:, ::3].copy()  # of some of the genes, totals say nothing
+    caplog.clear()
+    jm.read_cells(adata, **KEYS)
+    assert caplog.text == ""
+
+
+def test_cells_are_shown_in_a_line(adata):
+    shown = repr(jm.read_cells(adata, **KEYS))
+    assert shown.startswith(f"Cells({adata.n_obs} cells")
+    assert len(shown) < 200

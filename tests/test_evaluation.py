@@ -213,6 +213,38 @@ def test_the_shell_writes_report_and_page_with_the_files_embeddings(
         assert text in page.read_text()
 
 
+def test_the_reference_has_columns_of_its_own_and_labels_trained_on(model, adata, tmp_path, capsys):
+    model.save(tmp_path / "model")
+    query = (adata.obs["study"] == "study_1").to_numpy()
+    other = adata[~query].copy()
+    other.obs.loc[other.obs_names[:10], "cell_type"] = "neuron"
+    other.obs = other.obs.rename(columns={"cell_type": "type", "study": "from"})
+    other.var["symbol"], other.layers["umi"] = other.var_names, other.X
+    other.var_names, other.X = [f"unnamed_{i}" for i in range(other.n_vars)], other.X * 0.5
+    adata[query].copy().write_h5ad(tmp_path / "query.h5ad")
+    other.write_h5ad(tmp_path / "reference.h5ad")
+    command = ["evaluate", str(tmp_path / "model"), f"{tmp_path}/query.h5ad", *FLAGS[:4],
+               "--reference", f"{tmp_path}/reference.h5ad", "--reference-label-key", "type",
+               "--reference-study-key", "from", "--reference-layer", "umi",
+               "--reference-gene-key", "symbol"]  # fmt: skip
+    for flags, number in (([], 10), (["--all-labels"], 0)):
+        main([*command, *flags, "--out", f"{tmp_path}/scores.json"])
+        report = json.loads((tmp_path / "scores.json").read_text())
+        assert report["num_reference"] == (~query).sum() - number
+        assert report["num_scored"] == query.sum()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*command, "--out", f"{tmp_path}/none/scores.json"])
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_macro_f1_lies_in_its_interval(report):
+    for found in (report, *report["beside"].values()):
+        for name in ("macro_f1", "balanced_accuracy", "ontology_macro_f1"):
+            low, high = found["intervals"][name]
+            assert low <= found[name] <= high
+
+
 def test_the_legend_of_many_groups_is_whole():
     Image = pytest.importorskip("PIL.Image")  # comes with matplotlib
     groups = dict.fromkeys("ab", ([f"study {i}" for i in range(20)], np.arange(20)))

@@ -57,6 +57,23 @@ def test_scores_by_ontology_are_the_definitions(pairs, seed):
     assert found["as_parent"] == pytest.approx(np.mean([below[p, t] for t, p in pairs]))
     right = np.mean([t == p or below[t, p] for t, p in pairs])
     assert found["ontology_accuracy"] == pytest.approx(right)
+    as_label = [t if below[t, p] else p for t, p in pairs]  # what counts as predicted
+    expected = sklearn.metrics.f1_score(truth, as_label, average="macro")
+    assert found["ontology_macro_f1"] == pytest.approx(expected)
+    recalls = [np.equal(as_label, t)[truth == t].mean() for t in np.unique(truth)]
+    assert found["ontology_balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+
+def test_a_label_that_a_resample_lacks_keeps_its_scores_of_all_cells():
+    C = confusion(np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 0, 1]), 3)
+    weights = np.array([0, 0, 2, 3, 0])
+    some = confusion(np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 0, 1]), 3, weights)
+    none = np.zeros((3, 3), bool)
+    found = confusion_scores(some, none, C)
+    # type 0: no hit, 3 wrongly given; type 1: 2 of 5; type 2: neither true nor given, 0 of all cells
+    assert found["macro_f1"] == pytest.approx((0 + 4 / 7 + 0) / 3)
+    assert found["balanced_accuracy"] == pytest.approx((1 + 2 / 5 + 0) / 3)
+    assert confusion_scores(C, none, C) == confusion_scores(C, none)
 
 
 def test_weights_count_a_cell_so_often():
@@ -118,6 +135,23 @@ def test_transfer_scores_are_those_of_scikit_learns_neighbours():
     assert found["as_subtype"] == pytest.approx(np.mean(subtype))
     expected = sklearn.metrics.balanced_accuracy_score(truth[scored], predicted)
     assert found["balanced_accuracy"] == pytest.approx(expected)
+
+
+def test_cells_without_label_neither_vote_nor_are_scored():
+    query, reference = made_up(60, 0), made_up(90, 1)
+    generator = np.random.default_rng(0)
+    z, z_reference = (generator.normal(size=(len(c), 5)).astype("f4") for c in (query, reference))
+    parts = []
+    for cells in (query, reference):
+        labels = np.where(np.arange(len(cells)) % 3 == 0, -1, cells.labels).astype(np.int32)
+        parts.append((jm.Cells(**{**vars(cells), "labels": labels}), labels >= 0))
+    (query, labelled), (reference, known) = parts
+    found = transfer_scores(z, query, z_reference, reference)
+    expected = transfer_scores(
+        z[labelled], query.select(labelled), z_reference[known], reference.select(known)
+    )
+    assert found == expected
+    assert (found["num_scored"], found["num_reference"]) == (40, 60)
 
 
 def test_labels_are_numbered_over_those_in_use():
