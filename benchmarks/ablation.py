@@ -4,9 +4,9 @@
         --study-key study --directory ablation
 
 Leaves each study out in turn (`jaxmetric.crossvalidate`). Two tables: SCimilarity's recipe with one thing
-changed, and ours with one thing taken back; all are scored on the same cells. All train on 20 passes over the training cells in batches of
-512, but where they say otherwise: 800 batches of 1000 cells take the larger networks about 8 minutes on 2
-cores. Done runs are not done again.
+changed, and ours with one thing taken back; all are scored on the same cells. All train on 20 passes over
+the training cells in batches of 512, but where they say otherwise: 800 batches of 1000 cells take the
+larger networks about 8 minutes on 2 cores. Done runs are not done again.
 """
 
 import argparse
