@@ -100,16 +100,25 @@ class Cells:
         missing = tuple(gene for gene in genes if gene in absent)
         return dataclasses.replace(self, X=X, genes=tuple(genes), missing_genes=missing)
 
-    def of_labels(self, labels: Sequence[str]) -> Bool[np.ndarray, " cells"]:
-        """Which cells have a label among the given ones; with an ontology, whose term is among theirs."""
+    def of_labels(
+        self, labels: Sequence[str], *, or_below: bool = False
+    ) -> Bool[np.ndarray, " cells"]:
+        """Which cells have a label among the given ones; with an ontology, whose term is among theirs.
+
+        `or_below`: or whose term is a descendant of one of theirs.
+        """
         wanted, names = set(labels), list(self.label_names)
         if self.ontology is not None:
             wanted, names = set(self.ontology.find(labels)) - {None}, self.ontology.find(names)
+            if or_below:
+                terms = sorted({*wanted, *names} - {None})
+                below = self.ontology.descendants(terms)[[term in wanted for term in terms]]
+                wanted |= {term for term, under in zip(terms, below.any(0), strict=True) if under}
         return np.isin(self.labels, [i for i, name in enumerate(names) if name in wanted])
 
-    def with_only(self, labels: Sequence[str]) -> "Cells":
-        """The cells of the given labels."""
-        return self.select(self.of_labels(labels))
+    def with_only(self, labels: Sequence[str], *, or_below: bool = False) -> "Cells":
+        """The cells of the given labels, as in `of_labels`."""
+        return self.select(self.of_labels(labels, or_below=or_below))
 
     def with_labels(self, names: Sequence[str]) -> "Cells":
         """The same cells with labels numbered by `names`, which must hold every label in use."""

@@ -62,8 +62,8 @@ class ReferenceMatrix:
 
     def over(self, matrix: Matrix, files: tuple[Path, ...]) -> Matrix:
         """What to read of the reference's files."""
-        if _are_stores(files):
-            return Matrix(min_gene_overlap=matrix.min_gene_overlap)
+        if _is_store(files):
+            matrix = Matrix(min_gene_overlap=matrix.min_gene_overlap)
         return dataclasses.replace(
             matrix,
             layer=self.reference_layer or matrix.layer,
@@ -83,7 +83,7 @@ class ReferenceLabels:
 
     def over(self, labels: Labels, files: tuple[Path, ...]) -> Labels:
         """What to read of the reference's files."""
-        labels = Labels(ontology=labels.ontology) if _are_stores(files) else labels
+        labels = Labels(ontology=labels.ontology) if _is_store(files) else labels
         return dataclasses.replace(
             labels,
             label_key=self.reference_label_key or labels.label_key,
@@ -381,7 +381,8 @@ class Crossvalidate:
     def __call__(self) -> None:
         if self.quiet:
             logging.getLogger("jaxmetric").setLevel(logging.WARNING)
-        _require_folder(self.out)
+        if self.out is None or self.out.absolute().parent != self.directory.absolute():
+            _require_folder(self.out)
         recipes = {"jaxmetric": self.config}
         if self.beside_scimilarity:
             same = ("max_epochs", "steps_per_epoch", "batch_size")
@@ -445,8 +446,8 @@ def _read(
     return jm.read_cells(list(files), **how, ontology=ontology, genes=genes)
 
 
-def _are_stores(files: tuple[Path, ...]) -> bool:
-    return all(about(path) is not None for path in files)
+def _is_store(files: tuple[Path, ...]) -> bool:
+    return len(files) == 1 and about(files[0]) is not None
 
 
 def _require_folder(out: Path | None) -> None:

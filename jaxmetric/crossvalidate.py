@@ -79,8 +79,8 @@ def crossvalidate(
             f"all cells are of study {', '.join(map(repr, present))}, so none can be left out: name the "
             "column of obs with study_key= / --study-key."
         )
-    studies = [studies] if isinstance(studies, str) else present if studies is None else studies
-    studies = list(dict.fromkeys(map(str, studies)))
+    studies = [studies] if isinstance(studies, str) else () if studies is None else studies
+    studies = list(dict.fromkeys(map(str, studies))) or present
     cells.in_studies(studies)
     for config in recipes.values():
         usable_cells(cells, config)
@@ -90,7 +90,8 @@ def crossvalidate(
         query, train = cells.select(held_out), cells.select(~held_out)
         try:
             labels = [_labels(usable_cells(train, config)[0]) for config in recipes.values()]
-            reference = train.with_only(labels[0])
+            coarse = next(iter(recipes.values())).singleton_labels == "coarsen"
+            reference = train.with_only(labels[0], or_below=coarse)
             z, z_reference = svd_embedding(query, reference)
             found = transfer_scores(z, query, z_reference, reference, k=k)
         except ValueError as error:

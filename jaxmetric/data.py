@@ -58,7 +58,7 @@ def read_cells(
       ValueError: for anything missing, unreadable or inconsistent; the message names the source.
     """
     if isinstance(source, Cells):
-        return source if genes is None else source.with_genes(genes, min_gene_overlap)
+        return source if genes is None else _in_order(source, genes, min_gene_overlap, "the data")
     if ontology == "default":
         ontology = CellOntology.default()
     sources = [source] if isinstance(source, str | Path | anndata.AnnData) else list(source)
@@ -68,7 +68,9 @@ def read_cells(
         stored = read_store(Path(sources[0]), label_key, study_key, ontology)
         if values not in (None, stored.values):
             raise ValueError(f"{sources[0]} holds {stored.values}, but values is {values!r}.")
-        return stored if genes is None else stored.with_genes(genes, min_gene_overlap)
+        if genes is None:
+            return stored
+        return _in_order(stored, genes, min_gene_overlap, str(sources[0]))
     sources = [
         one
         for given in sources
@@ -109,6 +111,13 @@ def read_cells(
         ontology=ontology if label_key is not None else None,
         missing_genes=tuple(set.intersection(*(set(missing) for _, missing in aligned))),
     )
+
+
+def _in_order(cells: Cells, genes: Sequence[str], min_gene_overlap: float, name: str) -> Cells:
+    aligned = cells.with_genes(genes, min_gene_overlap)
+    known = set(cells.missing_genes)
+    warn_of_missing([g for g in aligned.missing_genes if g not in known], len(genes), name)
+    return aligned
 
 
 def read_store(

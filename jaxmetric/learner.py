@@ -201,7 +201,7 @@ class MetricLearning:
 
             accuracy, macro_f1, ...   of transferred labels: see `label_transfer.confusion_scores`
             precision_at_1, ...       see `retrieval_scores`, strict and `ontology_...`
-            study_mixing              see `mixing.study_mixing` (extra `eval`)
+            study_mixing              see `mixing.lisi` (extra `eval`)
             neighborhood_agreement    see `agreement.neighborhood_agreement`
             hidden_gene_agreement     see `agreement.hidden_gene_agreement`
             intervals                 95 % of each score that is over cells: see `bootstrap.intervals`
@@ -218,12 +218,12 @@ class MetricLearning:
             embedding does not fit.
           ImportError: for a page, when what draws it is not installed.
         """
-        query = require_cells(query, "query").with_genes(self.genes)
+        query = read_cells(require_cells(query, "query"), genes=self.genes)
         if reference is None:
             if page is not None or embeddings:
                 raise ValueError("a page, or other embeddings, need reference cells: reference=.")
             return scores_alone(self._embedding(query, None, progress), query)
-        reference = require_cells(reference, "reference").with_genes(self.genes)
+        reference = read_cells(require_cells(reference, "reference"), genes=self.genes)
         given = given_embeddings(embeddings or {}, len(query), len(reference))
         if page is not None:
             require_pictures()
@@ -260,7 +260,8 @@ class MetricLearning:
             z = self.embed(query, progress=progress)
         if reference is None:
             return Embedding(z, z[:0], None, error, power)
-        hidden = self.embed(query.with_genes(seen_genes(self.genes)), progress=progress)
+        seen = query.with_genes(seen_genes(self.genes)).with_genes(self.genes)
+        hidden = self._map(_embed, seen, "embedding", progress)
         return Embedding(z, self.embed(reference, progress=progress), hidden, error, power)
 
     def annotate(
@@ -333,7 +334,7 @@ class MetricLearning:
         Raises:
           ValueError: when none has.
         """
-        known = cells.of_labels(self.labels)
+        known = cells.of_labels(self.labels, or_below=self.config.singleton_labels == "coarsen")
         if not known.any():
             raise ValueError(
                 f"none of the {len(cells)} reference cells has a label that the model was trained on "

@@ -73,7 +73,10 @@ def warn_of_scale(X: sp.csr_matrix, where: str) -> None:
 
     Their totals show it only where all genes are there: then the first cells have nearly one total.
     """
-    totals = np.asarray(X[:CELLS].expm1().sum(1)).ravel()
+    X = X[:CELLS]
+    if X.nnz and X.data.max() > LOG_LIMIT:
+        return  # the caller has said that these are log-normalised
+    totals = np.asarray(X.expm1().sum(1)).ravel()
     low, middle, high = np.quantile(totals, (0.05, 0.5, 0.95)) if len(totals) else (0, 0, 0)
     if 0 < high - low < 0.02 * middle and abs(middle - 1e4) > 0.1 * 1e4:
         log.warning(

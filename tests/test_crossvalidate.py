@@ -167,7 +167,7 @@ def test_the_table_has_means_and_spreads_over_seeds():
 
 
 def test_the_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
-    file, out = tmp_path / "cells.h5ad", tmp_path / "rows.json"
+    file, out = tmp_path / "cells.h5ad", tmp_path / "cv" / "rows.json"
     make_adata(160).write_h5ad(file)
     flags = ["--hidden-dim", "16", "--latent-dim", "4", "--batch-size", "32", "--max-epochs", "1"]
     main(["crossvalidate", str(file), "--label-key", "cell_type", "--study-key", "study", *flags,

@@ -231,3 +231,26 @@ def test_cells_are_shown_in_a_line(adata):
     shown = repr(jm.read_cells(adata, **KEYS))
     assert shown.startswith(f"Cells({adata.n_obs} cells")
     assert len(shown) < 200
+
+
+def test_cells_read_before_are_warned_about_once(adata, caplog):
+    half = jm.read_cells(adata[:, 20:].copy(), **KEYS)
+    aligned = jm.read_cells(half, genes=list(adata.var_names), min_gene_overlap=0.5)
+    assert "lacks 20 of the 40 genes expected" in caplog.text
+    caplog.clear()
+    jm.read_cells(aligned, genes=list(adata.var_names), min_gene_overlap=0.5)
+    assert caplog.text == ""
+
+
+def test_values_that_are_called_log_normalised_are_taken_as_such(adata):
+    adata.X = adata.X * 1000.5
+    assert jm.read_cells(adata, **KEYS, values="lognorm").values == "lognorm"
+
+
+def test_cells_below_a_label_are_found_by_the_ontology(adata):
+    cells = jm.read_cells(adata, **KEYS)
+    names = np.array(cells.label_names)[cells.labels]
+    below = cells.of_labels(["lymphocyte"], or_below=True)
+    np.testing.assert_array_equal(below, names != "monocyte")
+    np.testing.assert_array_equal(cells.of_labels(["B cell"], or_below=True), names == "B cell")
+    assert not cells.of_labels(["lymphocyte"]).any()

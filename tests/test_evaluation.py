@@ -1,6 +1,7 @@
 """The report, in Python and from the shell, and its page."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -236,6 +237,38 @@ def test_the_reference_has_columns_of_its_own_and_labels_trained_on(model, adata
     with pytest.raises(SystemExit):
         main([*command, "--out", f"{tmp_path}/none/scores.json"])
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_several_stores_or_one_are_a_reference(model, adata, tmp_path, capsys):
+    model.save(tmp_path / "model")
+    query = adata[adata.obs["study"] == "study_1"].copy()
+    query.write_h5ad(tmp_path / "query.h5ad")
+    stores = []
+    for study in ("study_0", "study_2"):
+        adata[adata.obs["study"] == study].copy().write_h5ad(tmp_path / f"{study}.h5ad")
+        stores.append(str(tmp_path / f"{study}.store"))
+        jm.prepare(tmp_path / f"{study}.h5ad", stores[-1], **KEYS, progress=False)
+    command = ["evaluate", str(tmp_path / "model"), f"{tmp_path}/query.h5ad", *FLAGS[:4]]
+    out = tmp_path / "scores.json"
+    for reference, number in ((stores, adata.n_obs - len(query)), (stores[:1], None)):
+        main([*command, "--reference", *reference, "--out", str(out)])
+        number = number or (adata.obs["study"] == "study_0").sum()
+        assert json.loads(out.read_text())["num_reference"] == number
+    for flag, value in (("layer", "raw"), ("values", "lognorm"), ("gene-key", "symbol")):
+        with pytest.raises(SystemExit):
+            main([*command, "--reference", stores[0], f"--reference-{flag}", value])
+        assert stores[0] in capsys.readouterr().err
+
+
+def test_a_model_of_coarsened_labels_knows_the_cells_it_was_trained_on():
+    adata = make_adata(160)
+    only = (adata.obs["cell_type"] == "T cell") & (adata.obs["study"] == "study_0")
+    adata.obs.loc[only, "cell_type"] = "CD4-positive, alpha-beta T cell"
+    cells = jm.read_cells(adata, **KEYS)
+    config = dataclasses.replace(CONFIG, singleton_labels="coarsen", max_epochs=1)
+    model = jm.fit(cells, config, devices=jax.devices()[:1], progress=False)
+    report = model.evaluate(cells, cells, svd=False)
+    assert (report["num_reference"], report["num_scored"]) == (160, 160)
 
 
 def test_macro_f1_with_rare_types_lies_in_its_interval(model):
