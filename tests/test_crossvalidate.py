@@ -83,7 +83,7 @@ def test_one_that_was_interrupted_has_no_time(cells, tmp_path, monkeypatch):
     assert again()["seconds"] is None
 
 
-def test_recipes_of_other_labels_are_scored_on_the_same_cells(tmp_path):
+def test_recipes_of_other_labels_are_scored_on_the_same_cells(tmp_path, monkeypatch):
     adata = make_adata(240, num_studies=3)
     neurons = (adata.obs["cell_type"] == "T cell") & (adata.obs["study"] != "study_1")
     adata.obs.loc[neurons, "cell_type"] = "neuron"  # without study_0, in study_2 alone
@@ -100,10 +100,17 @@ def test_recipes_of_other_labels_are_scored_on_the_same_cells(tmp_path):
         1: ((common & ~out).sum(), (common & out).sum()),
         -1: ((~out).sum(), out.sum()),
     }
+    model = jm.fit(cells, recipes["any"], progress=False)
+
+    def trained(*_, directory, **__):
+        directory.mkdir(parents=True)
+        return model
+
+    monkeypatch.setattr(sys.modules["jaxmetric.crossvalidate"], "fit", trained)
     for order in (1, -1):
         asked = {"directory": tmp_path / str(order), "studies": ["study_0"], "seeds": (0,)}
         named = dict(list(recipes.items())[::order])
-        rows = jm.crossvalidate(cells, named, **asked, progress=False)
+        rows = jm.crossvalidate(cells, named, **asked, keep_runs=True, progress=False)
         assert [row["recipe"] for row in rows] == ["SVD-50", *named]
         assert {(row["num_reference"], row["num_scored"]) for row in rows} == {expected[order]}
 
