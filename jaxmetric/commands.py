@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 import jaxmetric as jm
 from jaxmetric.annotate_file import annotate_file
+from jaxmetric.cell_flags import Labels, Matrix, ReferenceLabels, ReferenceMatrix, ontology_of, read
 from jaxmetric.checkpoint import write_json
 from jaxmetric.crossvalidate import crossvalidation_table
 from jaxmetric.evaluation import score_table
@@ -16,79 +17,7 @@ from jaxmetric.feed import DataOn
 from jaxmetric.obsm import read_obsm
 from jaxmetric.report import report_table
 from jaxmetric.sharding import connect, is_first_process, make_repeatable
-from jaxmetric.store import about
-from jaxmetric.values import Values
 from jaxmetric.warm_start import check_sizes
-
-log = logging.getLogger("jaxmetric")
-
-
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-    """Which matrix to read, and its genes."""
-
-    layer: str | None = None
-    """A layer's name, X or raw. Default: layer "counts" where there is one, else X."""
-    values: Values | None = None
-    """What the matrix holds: raw counts, or log1p of counts per 10,000. Default: detected."""
-    gene_key: str | None = None
-    """Column of var with the gene names. Default: the index of var."""
-    min_gene_overlap: float = 0.2
-    """Least share of the genes expected that a file must have."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """Where labels and studies are."""
-
-    label_key: str | None = None
-    """Column of obs with the cell types: names or ids of the ontology. A store knows its own."""
-    study_key: str | None = None
-    """Column of obs with the study. Default: each file is a study; a store knows its own."""
-    ontology: str = "default"
-    """"default": the Cell Ontology in the package; "none": plain class labels; or an OBO file."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceMatrix:
-    """The same of the reference cells' files, where it differs; a training store knows its own."""
-
-    reference_layer: str | None = None
-    """The layer of the reference's files. Default: --layer."""
-    reference_values: Values | None = None
-    """What it holds. Default: --values."""
-    reference_gene_key: str | None = None
-    """Column of var with the gene names of the reference's files. Default: --gene-key."""
-
-    def over(self, matrix: Matrix, files: tuple[Path, ...]) -> Matrix:
-        """What to read of the reference's files."""
-        if _is_store(files):
-            matrix = Matrix(min_gene_overlap=matrix.min_gene_overlap)
-        return dataclasses.replace(
-            matrix,
-            layer=self.reference_layer or matrix.layer,
-            values=self.reference_values or matrix.values,
-            gene_key=self.reference_gene_key or matrix.gene_key,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceLabels:
-    """Where the labels and studies of the reference cells are, where it differs."""
-
-    reference_label_key: str | None = None
-    """Column of obs with the reference cells' types. Default: --label-key; a store's own."""
-    reference_study_key: str | None = None
-    """Column of obs with the reference cells' studies. Default: --study-key; a store's own."""
-
-    def over(self, labels: Labels, files: tuple[Path, ...]) -> Labels:
-        """What to read of the reference's files."""
-        labels = Labels(ontology=labels.ontology) if _is_store(files) else labels
-        return dataclasses.replace(
-            labels,
-            label_key=self.reference_label_key or labels.label_key,
-            study_key=self.reference_study_key or labels.study_key,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +52,7 @@ class Prepare:
     """No progress bars, warnings only."""
 
     def __call__(self) -> None:
-        if self.quiet:
-            logging.getLogger("jaxmetric").setLevel(logging.WARNING)
+        _warnings_only(self.quiet)
         if self.labels.label_key is None:
             raise ValueError("the column of obs with the cell types is needed: --label-key.")
         genes = self.genes
@@ -135,7 +63,7 @@ class Prepare:
             self.out,
             label_key=self.labels.label_key,
             study_key=self.labels.study_key,
-            ontology=_ontology(self.labels.ontology),
+            ontology=ontology_of(self.labels.ontology),
             **dataclasses.asdict(self.matrix),
             genes=genes,
             filters=self.filters,
@@ -189,12 +117,11 @@ class Train:
         where = self.coordinator, self.processes, self.process_id
         if self.distributed or where != (None, None, None):
             connect(*where)
-        if self.quiet or not is_first_process():
-            logging.getLogger("jaxmetric").setLevel(logging.WARNING)
+        _warnings_only(self.quiet or not is_first_process())
         init = None if self.init is None else jm.load(self.init)
         if init is not None:
             check_sizes(self.config, init)
-        cells = _read(self.files, self.labels, self.matrix, None if init is None else init.genes)
+        cells = read(self.files, self.labels, self.matrix, None if init is None else init.genes)
         jm.fit(
             cells,
             self.config,
@@ -227,8 +154,7 @@ class Embed:
     """No progress bar, warnings only."""
 
     def __call__(self) -> None:
-        if self.quiet:
-            logging.getLogger("jaxmetric").setLevel(logging.WARNING)
+        _warnings_only(self.quiet)
         if (self.out is None) != self.in_place:
             raise ValueError("say where the embeddings go: --out FILE, or --in-place.")
         model, how = jm.load(self.model), dataclasses.asdict(self.matrix)
@@ -268,13 +194,12 @@ class Annotate:
     """No progress bar, warnings only."""
 
     def __call__(self) -> None:
-        if self.quiet:
-            logging.getLogger("jaxmetric").setLevel(logging.WARNING)
+        _warnings_only(self.quiet)
         if (self.out is None) != self.in_place:
             raise ValueError("say where the annotations go: --out FILE, or --in-place.")
         model = jm.load(self.model)
         matrix = self.reference_matrix.over(self.matrix, self.reference)
-        reference = _read(self.reference, self.labels, matrix, model.genes)
+        reference = read(self.reference, self.labels, matrix, model.genes)
         target = annotate_file(
             model,
             self.file,
@@ -322,13 +247,13 @@ class Evaluate:
     def __call__(self) -> None:
         _require_folder(self.out)
         model = jm.load(self.model)
-        cells = _read(self.files, self.labels, self.matrix, model.genes)
+        cells = read(self.files, self.labels, self.matrix, model.genes)
         chosen = cells.in_studies(self.studies) if self.studies else np.ones(len(cells), bool)
         if self.reference:
             files = self.reference
             labels = self.reference_labels.over(self.labels, files)
             matrix = self.reference_matrix.over(self.matrix, files)
-            others = _read(files, labels, matrix, model.genes)
+            others = read(files, labels, matrix, model.genes)
             known = np.ones(len(others), bool)
         else:
             others, files, known = (cells if self.studies else None), self.files, ~chosen
@@ -379,17 +304,15 @@ class Crossvalidate:
     """No progress bars, warnings only."""
 
     def __call__(self) -> None:
-        if self.quiet:
-            logging.getLogger("jaxmetric").setLevel(logging.WARNING)
-        if self.out is None or self.out.absolute().parent != self.directory.absolute():
-            _require_folder(self.out)
+        _warnings_only(self.quiet)
+        _require_folder(self.out, to_be_made=self.directory)
         recipes = {"jaxmetric": self.config}
         if self.beside_scimilarity:
             same = ("max_epochs", "steps_per_epoch", "batch_size")
             budget = {name: getattr(self.config, name) for name in same}
             recipes["SCimilarity"] = jm.Config.scimilarity(**budget)
         rows = jm.crossvalidate(
-            _read(self.files, self.labels, self.matrix),
+            read(self.files, self.labels, self.matrix),
             recipes,
             directory=self.directory,
             studies=self.studies or None,
@@ -434,28 +357,14 @@ class Export:
         print(f"for SCimilarity: {self.out}")
 
 
-def _read(
-    files: tuple[Path, ...],
-    labels: Labels,
-    matrix: Matrix,
-    genes: tuple[str, ...] | None = None,
-) -> jm.Cells:
-    ontology = _ontology(labels.ontology)
-    keys = {"label_key": labels.label_key, "study_key": labels.study_key}
-    how = keys | dataclasses.asdict(matrix)
-    return jm.read_cells(list(files), **how, ontology=ontology, genes=genes)
+def _warnings_only(quiet: bool) -> None:
+    if quiet:
+        logging.getLogger("jaxmetric").setLevel(logging.WARNING)
 
 
-def _is_store(files: tuple[Path, ...]) -> bool:
-    return len(files) == 1 and about(files[0]) is not None
-
-
-def _require_folder(out: Path | None) -> None:
-    if out is not None and not out.absolute().parent.is_dir():
+def _require_folder(out: Path | None, to_be_made: Path | None = None) -> None:
+    if out is None:
+        return
+    folder = out.absolute().parent
+    if not folder.is_dir() and (to_be_made is None or folder != to_be_made.absolute()):
         raise ValueError(f"no such folder: {out.parent}, to write {out.name} in.")
-
-
-def _ontology(name: str) -> jm.CellOntology | str | None:
-    if name in ("none", "default"):
-        return None if name == "none" else name
-    return jm.CellOntology.from_obo(name)

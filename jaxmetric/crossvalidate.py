@@ -89,9 +89,9 @@ def crossvalidate(
         held_out = cells.in_studies([study])
         query, train = cells.select(held_out), cells.select(~held_out)
         try:
-            labels = [_labels(usable_cells(train, config)[0]) for config in recipes.values()]
+            trained_on, *_ = [usable_cells(train, config)[0] for config in recipes.values()]
             coarse = next(iter(recipes.values())).singleton_labels == "coarsen"
-            reference = train.with_only(labels[0], or_below=coarse)
+            reference = train.with_only(_labels(trained_on), or_below=coarse)
             z, z_reference = svd_embedding(query, reference)
             found = transfer_scores(z, query, z_reference, reference, k=k)
         except ValueError as error:

@@ -96,8 +96,9 @@ def read_cells(
     ]
     if genes is None:
         _check_shared(parts, target, min_gene_overlap)
-    for part, (_, missing) in zip(parts, aligned, strict=True) if genes is not None else ():
-        warn_of_missing(missing, len(target), part.name)
+    else:
+        for part, (_, missing) in zip(parts, aligned, strict=True):
+            warn_of_missing(missing, len(target), part.name)
     labels = by_term(joined([part.labels for part in parts]), ontology)
     studies = joined([part.studies for part in parts])
     return Cells(

@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 
 from jaxmetric.checkpoint import write_json
+from jaxmetric.forward import over_file
 from jaxmetric.learner import MetricLearning
 from jaxmetric.source import opened, stamp
 from jaxmetric.store import require_zarr_3
@@ -123,7 +124,10 @@ def _embedded(
     done = before.get("done", 0) if before.get("what") == what else 0
     z = np.lib.format.open_memmap(work / "z.npy", "r+" if done else "w+", np.float32, shape)
     saved = done
-    for piece in model.stream(file, start=done, progress=progress, **how) if done < len(z) else ():
+    if done == len(z):
+        return z
+    networks = model.network, model.variables, model.genes
+    for piece in over_file(*networks, file, start=done, progress=progress, **how):
         z[done : done + len(piece)] = piece
         done += len(piece)
         if done - saved >= ROWS or done == len(z):

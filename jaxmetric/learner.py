@@ -1,52 +1,38 @@
 """`MetricLearning`: a trained model, with all that is needed to use it."""
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anndata
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from tqdm.auto import tqdm
 
+from jaxmetric import forward
 from jaxmetric.annotate import Reference, Search, annotate, cell_names, reference_of
-from jaxmetric.batches import Batch, batches, capacity, reader, rows_in_order
 from jaxmetric.cells import Cells, require_cells
-from jaxmetric.checkpoint import (
-    save_model,
-    whole_directory,
-    write_text,
-)
+from jaxmetric.checkpoint import save_model, whole_directory, write_text
 from jaxmetric.config import Config
 from jaxmetric.data import read_cells
 from jaxmetric.embeddings import MODEL, SVD, Embedding, given_embeddings, in_memory, seen_genes
 from jaxmetric.evaluation import logged, report_of, scores_alone, svd_baseline
 from jaxmetric.evaluation_page import page_of
-from jaxmetric.expression import expression
-from jaxmetric.genes import gene_columns, warn_of_missing
 from jaxmetric.metrics import nearest_neighbors
 from jaxmetric.model import Autoencoder
-from jaxmetric.packed import move_columns
 from jaxmetric.plots import require_pictures
-from jaxmetric.prefetch import prefetch
 from jaxmetric.scimilarity import SCimilarityModel, write_model
-from jaxmetric.sharding import cell_mesh, put_batch, replicated
-from jaxmetric.source import opened, paths_in, some
+from jaxmetric.source import paths_in, some
 from jaxmetric.store import about
-from jaxmetric.stream import batches_of, of_one_kind
 from jaxmetric.train import autoencoder
 from jaxmetric.values import Values
 
 log = logging.getLogger("jaxmetric")
-BATCH = 1000  # cells embedded at a time, over all devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +59,11 @@ class MetricLearning:
     ontology_version: str | None = None
     trained_on: dict = dataclasses.field(default_factory=dict)
     history: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+
+    @property
+    def network(self) -> Autoencoder:
+        """The networks, whose variables are the model's."""
+        return autoencoder(self.config, len(self.genes))
 
     @property
     def has_decoder(self) -> bool:
@@ -104,52 +95,15 @@ class MetricLearning:
             "min_gene_overlap": min_gene_overlap,
         }
         if isinstance(source, str | Path) and about(Path(source)) is None:
-            paths = paths_in(Path(source))
-            pieces = [z for path in paths for z in self.stream(path, progress=progress, **how)]
-            return np.concatenate(pieces)
+            what = self.network, self.variables, self.genes
+            files = (
+                forward.over_file(*what, file, progress=progress, **how)
+                for file in paths_in(Path(source))
+            )
+            return np.concatenate([z for pieces in files for z in pieces])
         cells = read_cells(source, genes=self.genes, ontology=None, **how)
-        return self._map(_embed, cells, "embedding", progress)
-
-    def stream(
-        self,
-        source: str | Path,
-        *,
-        layer: str | None = None,
-        values: Values | None = None,
-        gene_key: str | None = None,
-        min_gene_overlap: float = 0.2,
-        start: int = 0,
-        progress: bool = False,
-    ) -> Iterator[Float[np.ndarray, "some latent"]]:
-        """Embeddings of a file's cells from `start` on, some at a time: the file may have any size.
-
-        Arguments as in `embed`.
-        """
-        mesh = cell_mesh(jax.local_devices())
-        network = autoencoder(self.config, len(self.genes))
-        variables = jax.device_put(self.variables, replicated(mesh))
-        with (
-            opened(source, str(source), layer) as cells,
-            tqdm(
-                total=len(cells),
-                initial=start,
-                desc="embedding",
-                unit=" cells",
-                disable=None if progress else True,
-            ) as bar,
-        ):
-            size = -(-min(BATCH, len(cells)) // mesh.size) * mesh.size
-            own = cells.genes(gene_key)
-            columns, missing = gene_columns(own, self.genes, min_gene_overlap, cells.where)
-            warn_of_missing(missing, len(self.genes), cells.name)
-            kind, blocks = of_one_kind(cells, values, start)
-            aligned = (move_columns(X, columns, len(self.genes)) for X in blocks)
-            made = prefetch(batches_of(aligned, size, mesh.size))
-            with contextlib.closing(blocks), contextlib.closing(made):
-                for batch, real in made:
-                    z = _embed(network, variables, put_batch(batch, mesh), kind == "counts")
-                    yield np.asarray(z)[:real]
-                    bar.update(real)
+        network, variables = self.network, self.variables
+        return forward.over_cells(forward.embed, network, variables, cells, progress=progress)
 
     def __repr__(self) -> str:
         genes, latent = len(self.genes), self.config.latent_dim
@@ -166,8 +120,7 @@ class MetricLearning:
                 "this model has no decoder, so it can embed but not reconstruct: the SCimilarity "
                 "directory it was imported from held no decoder.ckpt."
             )
-        network = autoencoder(self.config, len(self.genes))
-        return np.asarray(network.apply(self.variables, jnp.asarray(z), method="reconstruct"))
+        return np.asarray(self.network.apply(self.variables, jnp.asarray(z), method="reconstruct"))
 
     def evaluate(
         self,
@@ -252,17 +205,20 @@ class MetricLearning:
 
     def _embedding(self, query: Cells, reference: Cells | None, progress: bool) -> Embedding:
         """What a report needs of this model; without a reference only what is of the query cells."""
+        over = functools.partial(
+            forward.over_cells, network=self.network, variables=self.variables, progress=progress
+        )
         error = power = None
         if self.has_decoder:
-            z, *sums = self._map(_reconstruct, query, "reconstructing", progress)
+            z, *sums = over(forward.embed_and_reconstruct, cells=query)
             error, power = (one.astype(np.float64) / len(self.genes) for one in sums)
         else:
-            z = self.embed(query, progress=progress)
+            z = over(forward.embed, cells=query)
         if reference is None:
             return Embedding(z, z[:0], None, error, power)
         seen = query.with_genes(seen_genes(self.genes)).with_genes(self.genes)
-        hidden = self._map(_embed, seen, "embedding", progress)
-        return Embedding(z, self.embed(reference, progress=progress), hidden, error, power)
+        hidden, z_reference = over(forward.embed, cells=seen), over(forward.embed, cells=reference)
+        return Embedding(z, z_reference, hidden, error, power)
 
     def annotate(
         self,
@@ -389,33 +345,3 @@ class MetricLearning:
                 building,
                 SCimilarityModel(self.config, self.genes, self.labels, self.variables, steps),
             )
-
-    def _map(self, function, cells: Cells, what: str, progress: bool):
-        """The arrays that the function gives for every cell, in the order of the cells."""
-        mesh = cell_mesh(jax.local_devices())
-        size = -(-min(BATCH, len(cells)) // mesh.size) * mesh.size
-        network, counts = autoencoder(self.config, len(self.genes)), cells.values == "counts"
-        variables = jax.device_put(self.variables, replicated(mesh))
-        rows = rows_in_order(np.arange(len(cells)), size)
-        fullest = capacity(cells.lengths, rows, mesh.size)
-        made = prefetch(batches(cells, rows, reader(cells), mesh.size, fullest))
-        bar = tqdm(made, total=len(rows), desc=what, unit="batch", disable=not progress or None)
-        found = [
-            jax.device_get(function(network, variables, put_batch(batch, mesh), counts))
-            for batch in bar
-        ]
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(cells)], *found)
-
-
-@functools.partial(jax.jit, static_argnames=("network", "counts"))
-def _embed(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
-    x = expression(batch, network.num_genes, counts)
-    return network.apply(variables, x, method="embed")
-
-
-@functools.partial(jax.jit, static_argnames=("network", "counts"))
-def _reconstruct(network: Autoencoder, variables: dict, batch: Batch, counts: bool):
-    """Embedding, squared error and squared expression of each cell, these summed over genes."""
-    x = expression(batch, network.num_genes, counts)
-    z, y = network.apply(variables, x)
-    return z, ((x - y) ** 2).sum(1), (x**2).sum(1)

@@ -76,6 +76,16 @@ def test_bad_use_gives_one_line_and_exit_code_2(arguments, message, file, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_each_unknown_label_has_a_line_of_its_own(tmp_path, capsys):
+    adata = make_adata(20, types=("B cel", "T cel"))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(SystemExit):
+        main(["train", f"{tmp_path}/cells.h5ad", *KEYS, "--directory", str(tmp_path / "run")])
+    lines = capsys.readouterr().err.splitlines()
+    assert [sum(label in line for line in lines) for label in ("'B cel'", "'T cel'")] == [1, 1]
+    assert not any("'B cel'" in line and "'T cel'" in line for line in lines)
+
+
 def test_scimilaritys_numerics_are_a_flag_and_other_flags_still_count(file, tmp_path):
     run = str(tmp_path / "run")
     main(["train", file, *KEYS, "--directory", run, "--scimilarity", *SIZES, *BUDGET])

@@ -11,6 +11,7 @@ import jaxmetric as jm
     ("field", "value", "expected"),
     [
         ("hidden_dim", (), "one or more whole numbers"),
+        ("hidden_dim", 256, "one or more whole numbers"),
         ("hidden_dim", (64, 0), "one or more whole numbers"),
         ("latent_dim", 0, "at least 1"),
         ("batch_size", 2.5, "at least 1"),

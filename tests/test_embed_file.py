@@ -26,7 +26,7 @@ def model(tmp_path_factory):
 def small(monkeypatch):
     """Blocks of some cells, batches of fewer, and rows copied a few at a time."""
     monkeypatch.setattr(sys.modules["jaxmetric.source"], "BLOCK", 300)
-    monkeypatch.setattr(sys.modules["jaxmetric.learner"], "BATCH", 16)
+    monkeypatch.setattr(sys.modules["jaxmetric.forward"], "BATCH", 16)
     monkeypatch.setattr(module, "ROWS", 20)
 
 
@@ -77,16 +77,16 @@ def test_what_was_cut_short_goes_on_with_the_cells_it_was_at(
     adata = make_adata(77)
     adata.X = form(adata.X)
     file = write(adata, tmp_path / "in.h5ad")
-    before, learner = file.read_bytes(), sys.modules["jaxmetric.learner"]
+    before, forward = file.read_bytes(), sys.modules["jaxmetric.forward"]
     batches = []
 
-    def dying(*arguments, embed=learner._embed):
+    def dying(*arguments, embed=forward.embed):
         batches.append(1)
         if len(batches) == 4:
             raise KilledError
         return embed(*arguments)
 
-    monkeypatch.setattr(learner, "_embed", dying)
+    monkeypatch.setattr(forward, "embed", dying)
     with pytest.raises(KilledError):
         jm.embed_file(model, file, progress=False)
     assert file.read_bytes() == before

@@ -17,8 +17,8 @@ import jaxmetric as jm
 from jaxmetric import separation
 from jaxmetric.cli import main
 from jaxmetric.embeddings import seen_genes
-from jaxmetric.evaluation import plain, score_table, svd_embedding
-from jaxmetric.evaluation_page import _picture
+from jaxmetric.evaluation import cell_means, plain, score_table, svd_embedding
+from jaxmetric.evaluation_page import _percent, _picture
 from jaxmetric.label_transfer import transfer_scores
 from jaxmetric.plots import map_figure, require_pictures
 
@@ -105,6 +105,20 @@ def test_the_table_has_a_column_for_each_embedding(report):
     (accuracy,) = (line.split() for line in lines if line.startswith("accuracy"))
     assert float(accuracy[1]) == pytest.approx(report["accuracy"], abs=5e-4)
     assert len(accuracy) == 1 + 3 * 3
+    wide = {**report, "beside": {"an embedding with a long name": report["beside"]["given"]}}
+    head, line, *_ = score_table(wide).splitlines()
+    assert len(head) == len(line)
+
+
+def test_shares_and_ratios_that_round_to_nothing_are_not_0():
+    assert _percent(0.0049) == "&lt;1%"
+    assert _percent(0.5) == "50%"
+    none = cell_means({"mse": np.zeros(3), "power": np.zeros(3)}, np.ones(3))
+    assert np.isnan(none["nmse"])
+
+
+def test_a_model_is_shown_in_a_line(model):
+    assert repr(model) == "MetricLearning(40 genes -> 4 dimensions, 4 labels)"
 
 
 def test_hidden_genes_are_not_seen(model, cells):
@@ -133,6 +147,7 @@ def test_embeddings_that_do_not_fit_are_refused(model, cells):
     good = [np.ones((len(one), 2)) for one in cells]
     for embeddings, message in (
         ({"SVD-50": good}, "cannot be named 'SVD-50'"),
+        ({"x": good[0]}, "embedding 'x' must be two arrays"),
         ({"x": good[::-1]}, r"embedding 'x' must be one array of \(\d+, d\)"),
         ({"x": (good[0], good[1][:, :1])}, "embedding 'x' must be"),
         ({"x": (good[0] * np.nan, good[1])}, "NaN or infinite"),
@@ -305,6 +320,12 @@ def test_obsm_that_is_not_there_is_refused(model, adata, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(tmp_path / "model"), name, *FLAGS, "--obsm", "X_scVI"])
     assert "has no obsm['X_scVI']; it has: X_pca." in capsys.readouterr().err
+
+
+def test_cells_without_values_have_no_svd(cells):
+    nothing = dataclasses.replace(cells[1], X=cells[1].X * 0)
+    with pytest.raises(ValueError, match=r"an SVD needs .* with 0 values"):
+        svd_embedding(cells[0], nothing)
 
 
 def test_the_svd_is_numpys(cells):
