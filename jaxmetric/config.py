@@ -9,6 +9,7 @@ from typing import Literal
 Metric = Literal["sqeuclidean", "euclidean", "cosine"]
 Selection = Literal["semihard", "hardest", "random"]
 Divisor = Literal["count", "count-1"]
+ComputeDtype = Literal["float32", "bfloat16"]
 Sampling = Literal["weighted", "uniform", "per_class"]
 Monitor = Literal[
     "loss",
@@ -110,6 +111,10 @@ class Config:
     """Groups of weights that stay as they are, moving statistics included: "encoder", "decoder",
     "encoder/hidden_0" ... "encoder/latent", "decoder/hidden_0" ... "decoder/output", or patterns:
     "encoder/hidden_*" is every layer of the encoder but the bottleneck."""
+    compute_dtype: ComputeDtype = "float32"
+    """Type of the factors of the networks' matrix products; parameters, statistics, distances and losses
+    are float32. How float32 factors are multiplied is JAX's `jax_default_matmul_precision`: by default in
+    TF32 on recent NVIDIA GPUs, in bfloat16 on TPUs."""
     seed: int = 0
     """Seed of everything random: weights, dropout, batches, mining."""
 
@@ -160,6 +165,7 @@ class Config:
             "l1_layer": ("first", "bottleneck"),
             "silhouette_divisor": typing.get_args(Divisor),
             "sampling": typing.get_args(Sampling),
+            "compute_dtype": typing.get_args(ComputeDtype),
             "monitor": (*typing.get_args(Monitor), None),
         }
         for name, allowed in choices.items():

@@ -12,8 +12,10 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxmetric.config import Divisor, Metric
 from jaxmetric.mining import check_choice, pairwise_distances
+from jaxmetric.sharding import by_backend
 
-CHUNK = 2**24  # distances held at a time where a matrix of distances is walked in chunks
+# distances held at a time where a matrix of distances is walked in chunks, on a CPU and on others
+CHUNK, ON_ACCELERATOR = 2**24, 2**29
 ROWS = 2**16  # cells scored at a time where sums over labels are enough
 
 
@@ -147,7 +149,7 @@ def _sums_to_labels(
 
 def _euclidean_sums(z, labels, size, metric: Metric) -> Iterator[tuple[slice, Float[Array, "c k"]]]:
     """Sums of distances to each label's members, for chunks of cells: every pair is walked."""
-    rows, z, labels = max(1, CHUNK // max(len(z), 1)), jnp.asarray(z), jnp.asarray(labels)
+    rows, z, labels = max(1, by_backend(CHUNK, ON_ACCELERATOR) // max(len(z), 1)), jnp.asarray(z), jnp.asarray(labels)
     for i in range(0, len(z), rows):
         chunk = slice(i, min(i + rows, len(z)))
         yield chunk, _pair_sums(z[chunk], z, labels, i, len(size))
@@ -207,7 +209,7 @@ def nearest_neighbors(
     origin = y.mean(0, dtype=np.float64).astype(np.float32)
     x, y = x - origin, jnp.asarray(y - origin)
     many = min(2 * k + 16, len(y))
-    rows = max(1, CHUNK // max(len(y), many * y.shape[1]))
+    rows = max(1, by_backend(CHUNK, ON_ACCELERATOR) // max(len(y), many * y.shape[1]))
     found = [
         jax.device_get(_nearest(x[i : i + rows], y, own[i : i + rows], theirs, k, many))
         for i in range(0, len(x), rows)

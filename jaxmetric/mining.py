@@ -27,9 +27,10 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt32
 
 from jaxmetric import bits
 from jaxmetric.config import Metric, Selection
-from jaxmetric.sharding import check_divides, split_rows
+from jaxmetric.sharding import by_backend, check_divides, split_rows
 
-COMPARISONS = 2**20  # (pair, candidate) comparisons done at a time
+# (pair, candidate) comparisons done at a time: what a CPU's caches hold, what fills an accelerator
+COMPARISONS, ON_ACCELERATOR = 2**20, 2**26
 
 
 class Triplets(NamedTuple):
@@ -221,7 +222,7 @@ def _mine(
     nearest = _nearest(distances, negatives[row])
     pairs = bits.count(positives).sum(1)
     ends = jnp.cumsum(pairs)  # the pairs of anchors 0, 1, ... end before
-    size = max(1, min(COMPARISONS // m, n * m))
+    size = max(1, min(by_backend(COMPARISONS, ON_ACCELERATOR) // m, n * m))
 
     def mine_some(i, carry: Triplets) -> Triplets:
         pair = i * size + jnp.arange(size)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmetric.config import ComputeDtype
+
 
 def _uniform_fan_in(fan_in: int):
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for weights and biases of a linear layer."""
@@ -20,10 +22,19 @@ def _uniform_fan_in(fan_in: int):
     return init
 
 
-def _linear(features: int, fan_in: int, name: str) -> nn.Dense:
-    """x W + b, initialised as torch does."""
+def _linear(
+    features: int, fan_in: int, name: str, compute_dtype: ComputeDtype = "float32"
+) -> nn.Dense:
+    """x W + b, initialised as torch does; the product alone is of the compute dtype."""
     init = _uniform_fan_in(fan_in)
-    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+    product = None if compute_dtype == "float32" else _bfloat16_product
+    return nn.Dense(features, kernel_init=init, bias_init=init, dot_general=product, name=name)
+
+
+def _bfloat16_product(x, w, dimensions, **_):
+    """x W of bfloat16 factors, as float32; so are the two products of its gradient."""
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return jax.lax.dot_general(x, w, dimensions).astype(jnp.float32)
 
 
 class Hidden(nn.Module):
@@ -35,11 +46,12 @@ class Hidden(nn.Module):
     features: int
     dropout: float
     frozen: bool = False
+    compute_dtype: ComputeDtype = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n i"], train: bool) -> Float[Array, "n o"]:
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = _linear(self.features, x.shape[-1], "linear")(x)
+        x = _linear(self.features, x.shape[-1], "linear", self.compute_dtype)(x)
         x = nn.BatchNorm(
             self.frozen or not train,
             momentum=0.9,
@@ -61,6 +73,7 @@ class Encoder(nn.Module):
       frozen: names of the hidden layers whose moving statistics stay as they are.
       input_components: size of a linear layer before the hidden ones that gets no gradient: the
         components of the training cells. 0: there is none.
+      compute_dtype: type of the factors of the layers' products.
     """
 
     hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
@@ -69,6 +82,7 @@ class Encoder(nn.Module):
     input_dropout: float = 0.4
     frozen: tuple[str, ...] = ()
     input_components: int = 0
+    compute_dtype: ComputeDtype = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n genes"], train: bool = False) -> Float[Array, "n latent"]:
@@ -78,8 +92,9 @@ class Encoder(nn.Module):
             x = jax.lax.stop_gradient(x)
         for i, features in enumerate(self.hidden_dim):
             dropout, name = self.dropout if i else 0.0, f"hidden_{i}"
-            x = Hidden(features, dropout, name in self.frozen, name=name)(x, train)
-        x = _linear(self.latent_dim, x.shape[-1], "latent")(x)
+            hidden = Hidden(features, dropout, name in self.frozen, self.compute_dtype, name=name)
+            x = hidden(x, train)
+        x = _linear(self.latent_dim, x.shape[-1], "latent", self.compute_dtype)(x)
         norm = jnp.sqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
         return x / norm
 
@@ -92,19 +107,22 @@ class Decoder(nn.Module):
       hidden_dim: sizes of the hidden layers in the order of the decoder.
       dropout: dropout before each hidden layer but the first.
       frozen: names of the hidden layers whose moving statistics stay as they are.
+      compute_dtype: type of the factors of the layers' products.
     """
 
     num_genes: int
     hidden_dim: tuple[int, ...] = (1024, 1024, 1024)
     dropout: float = 0.5
     frozen: tuple[str, ...] = ()
+    compute_dtype: ComputeDtype = "float32"
 
     @nn.compact
     def __call__(self, z: Float[Array, "n latent"], train: bool = False) -> Float[Array, "n genes"]:
         for i, features in enumerate(self.hidden_dim):
             dropout, name = self.dropout if i else 0.0, f"hidden_{i}"
-            z = Hidden(features, dropout, name in self.frozen, name=name)(z, train)
-        return _linear(self.num_genes, z.shape[-1], "output")(z)
+            hidden = Hidden(features, dropout, name in self.frozen, self.compute_dtype, name=name)
+            z = hidden(z, train)
+        return _linear(self.num_genes, z.shape[-1], "output", self.compute_dtype)(z)
 
 
 class Autoencoder(nn.Module):
@@ -120,6 +138,7 @@ class Autoencoder(nn.Module):
     input_dropout: float = 0.4
     frozen: tuple[str, ...] = ()
     input_components: int = 0
+    compute_dtype: ComputeDtype = "float32"
 
     def setup(self) -> None:
         self.encoder = Encoder(
@@ -129,9 +148,14 @@ class Autoencoder(nn.Module):
             self.input_dropout,
             self._frozen_layers("encoder"),
             self.input_components,
+            self.compute_dtype,
         )
         self.decoder = Decoder(
-            self.num_genes, self.hidden_dim[::-1], self.dropout, self._frozen_layers("decoder")
+            self.num_genes,
+            self.hidden_dim[::-1],
+            self.dropout,
+            self._frozen_layers("decoder"),
+            self.compute_dtype,
         )
 
     def _frozen_layers(self, part: str) -> tuple[str, ...]:

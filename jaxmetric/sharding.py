@@ -36,6 +36,11 @@ def steps_by_cell(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, "cells"))
 
 
+def by_backend(cpu: int, accelerator: int) -> int:
+    """How much work to do at a time: one number for a CPU, another for a GPU or TPU."""
+    return cpu if jax.default_backend() == "cpu" else accelerator
+
+
 def free_memory(mesh: Mesh) -> int | None:
     """Bytes that are free on the fullest of this process's devices; None where devices do not tell."""
     stats = [device.memory_stats() or {} for device in mesh.local_devices]

@@ -57,6 +57,7 @@ def autoencoder(config: Config, num_genes: int) -> Autoencoder:
         config.input_dropout,
         config.frozen_groups,
         config.input_components,
+        config.compute_dtype,
     )
 
 
