@@ -16,6 +16,7 @@ from jaxmetric.sharding import by_backend
 
 # distances held at a time where a matrix of distances is walked in chunks, on a CPU and on others
 CHUNK, ON_ACCELERATOR = 2**24, 2**29
+BLOCK = 128  # distances of which an accelerator finds the least first
 ROWS = 2**16  # cells scored at a time where sums over labels are enough
 
 
@@ -149,7 +150,11 @@ def _sums_to_labels(
 
 def _euclidean_sums(z, labels, size, metric: Metric) -> Iterator[tuple[slice, Float[Array, "c k"]]]:
     """Sums of distances to each label's members, for chunks of cells: every pair is walked."""
-    rows, z, labels = max(1, by_backend(CHUNK, ON_ACCELERATOR) // max(len(z), 1)), jnp.asarray(z), jnp.asarray(labels)
+    rows, z, labels = (
+        max(1, by_backend(CHUNK, ON_ACCELERATOR) // max(len(z), 1)),
+        jnp.asarray(z),
+        jnp.asarray(labels),
+    )
     for i in range(0, len(z), rows):
         chunk = slice(i, min(i + rows, len(z)))
         yield chunk, _pair_sums(z[chunk], z, labels, i, len(size))
@@ -224,11 +229,27 @@ def _nearest(query, reference, own, theirs, k, many):
     """Neighbours of another group than a cell's own: the nearest of many candidates."""
     squared = (reference**2).sum(1)[None, :] - 2 * _dot(query, reference.T)  # less the query's own
     squared = jnp.where(own[:, None] == theirs[None, :], jnp.inf, squared)
-    candidates = jnp.sort(jax.lax.top_k(-squared, many)[1])  # so that of ties the first comes first
+    candidates = _least(squared, many, by_backend(len(reference), BLOCK))
     distances = jnp.sqrt(((query[:, None, :] - reference[candidates]) ** 2).sum(-1))
     distances = jnp.where(own[:, None] == theirs[candidates], jnp.inf, distances)
     negated, places = jax.lax.top_k(-distances, k)
     return jnp.take_along_axis(candidates, places, 1), -negated
+
+
+def _least(x: Float[Array, "c r"], k: int, block: int) -> Int[Array, "c k"]:
+    """The columns of each row's k least values, in order; of ties the first.
+
+    The k blocks of columns with the least minima hold them. An accelerator sorts what it takes the top
+    of, so it sorts minima and the values of k blocks in place of whole rows; a CPU does not.
+    """
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)), constant_values=jnp.inf)
+    blocks = padded.reshape(len(x), -1, block)
+    if blocks.shape[1] <= k:
+        return jnp.sort(jax.lax.top_k(-x, k)[1])
+    least = jnp.sort(jax.lax.top_k(-blocks.min(2), k)[1])
+    values = jnp.take_along_axis(blocks, least[:, :, None], 1).reshape(len(x), -1)
+    place = jax.lax.top_k(-values, k)[1]
+    return jnp.sort(jnp.take_along_axis(least, place // block, 1) * block + place % block)
 
 
 def label_votes(
