@@ -28,6 +28,7 @@ import argparse
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -346,6 +347,7 @@ def step(small: bool) -> Iterator[Row]:
 
     import jaxmetric as jm
     from jaxmetric.labels import label_set
+    from jaxmetric.sharding import step_options
     from jaxmetric.train import init_state, train_step
 
     found, steps = rates(small), 5 if small else 30
@@ -363,6 +365,7 @@ def step(small: bool) -> Iterator[Row]:
             jitted = jax.jit(
                 lambda *x, config=config: train_step(*x, config=config, counts=True),
                 donate_argnums=0,
+                compiler_options=step_options(),
             )
             start = time.perf_counter()
             compiled = jitted.lower(state, batch, relations).compile()
@@ -407,7 +410,7 @@ def in_torch(small: bool) -> Iterator[Row]:
     hidden = (64, 64) if small else (1024, 1024, 1024)
 
     def layers(sizes, dropout):
-        for i, o in zip(sizes, sizes[1:], strict=False):
+        for i, o in itertools.pairwise(sizes):
             yield from (nn.Dropout(dropout), nn.Linear(i, o), nn.BatchNorm1d(o), nn.PReLU())
 
     for name in ("float32", "tensorfloat32", "bfloat16"):
@@ -573,28 +576,29 @@ def child(which: str, small: bool, environment: dict, timeout: float, section: s
     done = subprocess.run(
         command + ["--small"] * small,
         env=environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=timeout,
     )
     if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
+        raise subprocess.CalledProcessError(done.returncode, which, done.stdout, done.stderr)
     return done.stdout
 
 
 def run_section(name: str, small: bool, left: float) -> list[Row]:
-    """The rows of a section; a row that says why where it failed."""
-    start = time.perf_counter()
+    """The rows of a section; one more, that says why, where it failed."""
+    start, why = time.perf_counter(), ""
     try:
         said = child("--section", small, dict(os.environ), max(left, 1), name)
-        rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     except subprocess.TimeoutExpired as error:
-        so_far = (error.stdout or b"").decode().splitlines()
-        rows = [json.loads(line) for line in so_far if line.startswith("{")]
-        rows.append(row(name, "FAILED", "", f"out of time after {left:.0f} s", holds=False))
-    except RuntimeError as error:
-        rows = [row(name, "FAILED", "", str(error), holds=False)]
+        said, why = error.stdout or b"", f"out of time after {left:.0f} s"
+    except subprocess.CalledProcessError as error:
+        said, why = error.stdout, error.stderr.strip().splitlines()[-1]
+        print(error.stderr, file=sys.stderr)
+    said = said.decode() if isinstance(said, bytes) else said
+    rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    if why:
+        rows.append(row(name, "FAILED", "", why, holds=False))
     print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return [{"section": name} | one for one in rows]
 

@@ -16,7 +16,7 @@ from jaxmetric.feed import DataOn, from_device, from_host
 from jaxmetric.labels import label_set
 from jaxmetric.run import Carried, Progress, Run, finite
 from jaxmetric.sampling import Draw, sampler
-from jaxmetric.sharding import replicated, same_everywhere
+from jaxmetric.sharding import replicated, same_everywhere, step_options
 from jaxmetric.signals import stop_requests
 from jaxmetric.stored_rows import StoredRows
 from jaxmetric.train import init_state
@@ -47,6 +47,7 @@ def train_epochs(
         in_shardings=(everywhere, feed.sharding, everywhere),
         out_shardings=everywhere,
         donate_argnums=0,
+        compiler_options=step_options(),
     )
     init = functools.partial(init_state, config, len(train.genes))
     found = None

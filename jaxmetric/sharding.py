@@ -41,6 +41,19 @@ def by_backend(cpu: int, accelerator: int) -> int:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
+def step_options() -> dict[str, str] | None:
+    """Compiler options of a training step. None: XLA's own.
+
+    On a GPU the miner's loop becomes part of the graph of kernels that is launched as a whole. Without
+    that, the host waits for each turn of the loop before it can launch what follows: 3.7 in place of
+    3.2 ms a step of the published sizes on an H200.
+    """
+    if jax.default_backend() != "gpu":
+        return None
+    kinds = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,WHILE,CONDITIONAL"
+    return {"xla_gpu_enable_command_buffer": kinds}
+
+
 def free_memory(mesh: Mesh) -> int | None:
     """Bytes that are free on the fullest of this process's devices; None where devices do not tell."""
     stats = [device.memory_stats() or {} for device in mesh.local_devices]
