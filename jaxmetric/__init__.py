@@ -7,8 +7,9 @@ from jaxmetric.cells.read import read_cells
 from jaxmetric.config import Config
 from jaxmetric.evaluation.plots import plot_history
 from jaxmetric.labels.ontology import CellOntology, UnknownLabelError
+from jaxmetric.metric.distances import pairwise_distances
 from jaxmetric.metric.losses import triplet_loss, triplet_losses
-from jaxmetric.metric.mining import Triplets, mine_triplets, pairwise_distances, triplet_indices
+from jaxmetric.metric.mining import Triplets, mine_triplets, triplet_indices
 from jaxmetric.metric.retrieval import retrieval_scores
 from jaxmetric.metric.silhouette import ontology_silhouette
 from jaxmetric.model.embed_file import embed_file

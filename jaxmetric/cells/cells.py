@@ -164,3 +164,14 @@ def align_genes(
     columns, missing = gene_columns(genes, target, min_gene_overlap, name)
     moved = X.with_columns if isinstance(X, StoredRows) else functools.partial(move_columns, X)
     return moved(columns, len(target)), missing
+
+
+def log_normalized(cells: Cells) -> sp.csr_matrix:
+    """The cells' log1p of counts per 10,000, as `batches.expression` gives it on the device."""
+    X = cells.matrix()
+    if cells.values == "lognorm":
+        return X
+    total = np.asarray(X.sum(1)).ravel()
+    X = X.copy()
+    X.data = np.log1p(X.data * np.repeat(1e4 / np.where(total > 0, total, 1), np.diff(X.indptr)))
+    return X.astype(np.float32)

@@ -11,8 +11,8 @@ import jaxmetric as jm
 from jaxmetric.cells.obsm import read_obsm
 from jaxmetric.cli.flags import Labels, Matrix, ReferenceLabels, ReferenceMatrix, ontology_of, read
 from jaxmetric.evaluation.report import score_table
+from jaxmetric.files import write_json
 from jaxmetric.model.annotate_file import annotate_file
-from jaxmetric.model.checkpoint import write_json
 from jaxmetric.preparation.report import report_table
 from jaxmetric.sharding import connect, is_first_process, make_repeatable
 from jaxmetric.training.crossvalidate import crossvalidation_table

@@ -12,7 +12,7 @@ from jaxmetric.cells.read import read_cells
 from jaxmetric.config import Config
 from jaxmetric.evaluation.plots import plot_history
 from jaxmetric.evaluation.report import score_table
-from jaxmetric.model.checkpoint import write_h5ad, write_json
+from jaxmetric.files import write_h5ad, write_json
 from jaxmetric.model.load import load
 from jaxmetric.training.fit import fit
 

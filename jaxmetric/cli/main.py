@@ -28,9 +28,9 @@ from jaxmetric.cli.commands import (
     Prepare,
     Train,
 )
-from jaxmetric.model.checkpoint import CheckpointWriteError
 from jaxmetric.model.load import load_config
 from jaxmetric.sharding import num_processes
+from jaxmetric.training.checkpoints import CheckpointWriteError
 from jaxmetric.training.signals import Interrupted
 
 DESCRIPTION = "Metric learning for single-cell RNA-seq: train, use and evaluate cell embeddings."

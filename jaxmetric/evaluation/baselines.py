@@ -1,11 +1,11 @@
-"""Truncated SVD of log-normalised expression: the baseline to beat, and what an encoder can read."""
+"""The baseline to beat: truncated SVD of log-normalised expression."""
 
 import numpy as np
-import scipy.sparse as sp
-import scipy.sparse.linalg
 from jaxtyping import Float
 
-from jaxmetric.cells.cells import Cells
+from jaxmetric.cells.cells import Cells, log_normalized
+from jaxmetric.evaluation.embeddings import Embedding, seen_genes
+from jaxmetric.networks.components import right_singular_vectors
 
 
 def svd_embedding(
@@ -21,24 +21,13 @@ def svd_embedding(
     return np.asarray(x @ vectors), np.asarray(y @ vectors)
 
 
-def right_singular_vectors(X: sp.csr_matrix, dim: int) -> Float[np.ndarray, "genes dim"]:
-    """The leading right singular vectors, in no particular order; fewer where X has fewer."""
-    dim = min(dim, min(X.shape) - 1)
-    if dim < 1 or not X.count_nonzero():
-        raise ValueError(
-            f"an SVD needs at least 2 cells and 2 genes, and values that are not zero, but has {X.shape} "
-            f"(cells, genes) with {X.count_nonzero()} values."
-        )
-    start = np.full(min(X.shape), min(X.shape) ** -0.5, np.float32)
-    return scipy.sparse.linalg.svds(X, k=dim, v0=start)[2].T
+def svd_baseline(
+    query: Cells, reference: Cells, logged_query: Cells, logged_reference: Cells
+) -> Embedding:
+    """Truncated SVD, fitted on the reference cells, and again without the hidden genes.
 
-
-def log_normalized(cells: Cells) -> sp.csr_matrix:
-    """The cells' log1p of counts per 10,000, as `expression.log_normalize` gives it on the device."""
-    X = cells.matrix()
-    if cells.values == "lognorm":
-        return X
-    total = np.asarray(X.sum(1)).ravel()
-    X = X.copy()
-    X.data = np.log1p(X.data * np.repeat(1e4 / np.where(total > 0, total, 1), np.diff(X.indptr)))
-    return X.astype(np.float32)
+    The latter from the cells as they are: hidden counts are no part of a cell's total either.
+    """
+    seen = seen_genes(query.genes)
+    hidden, _ = svd_embedding(query.with_genes(seen), reference.with_genes(seen))
+    return Embedding(*svd_embedding(logged_query, logged_reference), hidden)

@@ -17,7 +17,7 @@ from jaxmetric.evaluation import plots
 from jaxmetric.evaluation.embeddings import MODEL, Embedding
 from jaxmetric.evaluation.report import score_text, study_of
 from jaxmetric.labels.label_set import depth_first_order
-from jaxmetric.metric.silhouette import nearest_neighbors
+from jaxmetric.metric.neighbors import nearest_neighbors
 from jaxmetric.scores.label_transfer import Labelled, number_alike
 from jaxmetric.scores.separation import nearest_own_and_unrelated
 

@@ -10,11 +10,11 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int, Num, Shaped
 
-from jaxmetric.cells.cells import Cells
-from jaxmetric.evaluation.baselines import log_normalized, svd_embedding
-from jaxmetric.evaluation.embeddings import MODEL, Embedding, seen_genes
+from jaxmetric.cells.cells import Cells, log_normalized
+from jaxmetric.evaluation.embeddings import MODEL, Embedding
 from jaxmetric.labels.label_set import depth_first_order
-from jaxmetric.metric import silhouette as metrics
+from jaxmetric.metric import silhouette
+from jaxmetric.metric.neighbors import nearest_neighbors
 from jaxmetric.metric.retrieval import retrieval_per_cell
 from jaxmetric.scores.agreement import (
     hidden_gene_agreement,
@@ -119,7 +119,7 @@ def embedding_report(embedding: Embedding, evidence: Evidence, k: int) -> dict[s
     if embedding.error is not None:
         per_cell |= {"mse": embedding.error, "power": embedding.power}
 
-    neighbors = metrics.nearest_neighbors(z, z_reference, k).indices
+    neighbors = nearest_neighbors(z, z_reference, k).indices
     around, notes = mean_of_neighbors(evidence.reference_markers, neighbors), {}
     mixing = lisi(np.concatenate([z, z_reference]), evidence.studies)
     if isinstance(mixing, str):
@@ -177,19 +177,7 @@ def cell_means(
 def silhouette_widths(z: Float[np.ndarray, "q d"], labels: Labelled) -> Float[np.ndarray, " q"]:
     """Ontology-aware silhouette width of each query cell in cosine distance; NaN: it has none."""
     below = labels.descendants if labels.names else None
-    return metrics.silhouette_widths(z, labels.query, descendants=below)
-
-
-def svd_baseline(
-    query: Cells, reference: Cells, logged_query: Cells, logged_reference: Cells
-) -> Embedding:
-    """Truncated SVD, fitted on the reference cells, and again without the hidden genes.
-
-    The latter from the cells as they are: hidden counts are no part of a cell's total either.
-    """
-    seen = seen_genes(query.genes)
-    hidden, _ = svd_embedding(query.with_genes(seen), reference.with_genes(seen))
-    return Embedding(*svd_embedding(logged_query, logged_reference), hidden)
+    return silhouette.silhouette_widths(z, labels.query, descendants=below)
 
 
 def logged(cells: Cells) -> Cells:

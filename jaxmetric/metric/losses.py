@@ -6,7 +6,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxmetric.config import Metric
-from jaxmetric.metric.mining import Triplets, pairwise_distances
+from jaxmetric.metric.distances import pairwise_distances
+from jaxmetric.metric.mining import Triplets
 
 
 def triplet_losses(

@@ -1,4 +1,4 @@
-"""Distances between cells, and the miner: which triplets a batch of embeddings teaches from.
+"""The miner: which triplets a batch of embeddings teaches from.
 
 A pair (a, p) is an anchor and a positive: two cells of one label, of different studies where studies
 are given. Its negatives are the cells n whose label is not related to the anchor's. With D the
@@ -15,7 +15,6 @@ things by "semihard": TripletMarginMiner of pytorch-metric-learning keeps every 
 
 import functools
 import math
-import typing
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt32
 
 from jaxmetric.config import Metric, Selection
 from jaxmetric.metric import bits
+from jaxmetric.metric.distances import check_choice, pairwise_distances
 from jaxmetric.sharding import check_divides, split_rows
 
 COMPARISONS = 2**20  # (pair, candidate) comparisons done at a time
@@ -71,29 +71,6 @@ def _total(counts):
     if isinstance(counts, jax.core.Tracer):
         return counts.astype(jnp.float32).sum(-1)
     return np.asarray(counts, np.int64).sum(-1)
-
-
-def pairwise_distances(
-    x: Float[ArrayLike, "n d"],
-    y: Float[ArrayLike, "m d"] | None = None,
-    metric: Metric = "sqeuclidean",
-) -> Float[Array, "n m"]:
-    """Distance of every row of x to every row of y (default: x itself).
-
-    |x - y|^2 = |x|^2 + |y|^2 - 2 x.y, one matrix product, in float32 and full precision on every
-    backend, seen from the first row of y: rows that lie close together keep their digits. Its root
-    has a finite gradient, 0, for identical rows. Cosine distance is 1 - x.y / (|x| |y|); a row of zeros
-    has cosine distance 1 to everything.
-    """
-    check_choice("metric", metric, Metric)
-    x = jnp.asarray(x, jnp.float32)
-    y = x if y is None else jnp.asarray(y, jnp.float32)
-    if metric == "cosine":
-        return jnp.maximum(1.0 - _dot(_unit(x), _unit(y)), 0.0)
-    x, y = x - y[:1], y - y[:1]
-    squared = (x**2).sum(-1)[:, None] + (y**2).sum(-1)[None, :] - 2.0 * _dot(x, y)
-    squared = jnp.maximum(squared, 0.0)
-    return squared if metric == "sqeuclidean" else _safe_sqrt(squared)
 
 
 def mine_triplets(
@@ -329,26 +306,6 @@ def triplet_indices(triplets: Triplets) -> np.ndarray:
     negative = np.asarray(triplets.negative)
     anchor, positive = np.nonzero(negative >= 0)
     return np.stack([anchor, positive, negative[anchor, positive]], axis=1)
-
-
-def _dot(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    squared = (x**2).sum(-1, keepdims=True)
-    return jnp.where(squared > 0, x * jax.lax.rsqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
-
-
-def _safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
-
-
-def check_choice(name: str, value: object, literal) -> None:
-    """Raises a ValueError unless the value is one of the Literal's."""
-    choices = typing.get_args(literal)
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}.")
 
 
 def _check_cells(name: str, z, labels, studies, related) -> None:

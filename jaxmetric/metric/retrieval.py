@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer
 
 from jaxmetric.config import Metric
-from jaxmetric.metric.mining import check_choice, pairwise_distances
-from jaxmetric.metric.silhouette import nearest_neighbors, transfer_labels
+from jaxmetric.metric.distances import check_choice, pairwise_distances
+from jaxmetric.metric.neighbors import nearest_neighbors, transfer_labels
 
 NAMES = ("precision_at_1", "r_precision", "map_at_r", "mrr")
 CHUNK = 2**22  # distances sorted at a time by each thread

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.source import opened, paths_in
-from jaxmetric.metric.silhouette import Neighbors, label_votes, nearest_neighbors
+from jaxmetric.metric.neighbors import Neighbors, label_votes, nearest_neighbors
 
 log = logging.getLogger("jaxmetric")
 ROWS = 2**14  # cells whose votes are counted at a time
@@ -119,7 +119,7 @@ def annotate(
 
     Returns:
       `jaxmetric_label`, the label with most votes of the k nearest reference cells, a vote being
-      1 / distance (as in `metrics.label_votes`); `jaxmetric_confidence`, its share of the votes, in
+      1 / distance (as in `neighbors.label_votes`); `jaxmetric_confidence`, its share of the votes, in
       [0, 1]; `jaxmetric_distance`, the Euclidean distance to the nearest reference cell;
       `jaxmetric_out_of_distribution`, whether that is more than the threshold.
 

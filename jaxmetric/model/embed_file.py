@@ -16,10 +16,10 @@ import zarr
 
 from jaxmetric.cells.source import opened, stamp
 from jaxmetric.cells.store import require_zarr_3
-from jaxmetric.model.checkpoint import write_json
+from jaxmetric.files import write_json
+from jaxmetric.model.directory import digest
 from jaxmetric.model.forward import over_file
 from jaxmetric.model.metric_learning import MetricLearning
-from jaxmetric.training.warm_start import digest
 
 KEY = "X_jaxmetric"
 ROWS = 2**14  # cells copied at a time

@@ -9,10 +9,10 @@ import pandas as pd
 
 from jaxmetric.config import Config
 from jaxmetric.labels.ontology import CellOntology
-from jaxmetric.model.checkpoint import load_model, read_meta
+from jaxmetric.model.directory import load_model, read_meta
 from jaxmetric.model.metric_learning import MetricLearning
+from jaxmetric.networks.autoencoder import autoencoder
 from jaxmetric.scimilarity.directory import read_model
-from jaxmetric.training.step import autoencoder
 
 log = logging.getLogger("jaxmetric")
 

@@ -20,6 +20,7 @@ from jaxmetric.cells.source import paths_in, some
 from jaxmetric.cells.store import about
 from jaxmetric.cells.values import Values
 from jaxmetric.config import Config
+from jaxmetric.evaluation.baselines import svd_baseline
 from jaxmetric.evaluation.embeddings import (
     MODEL,
     SVD,
@@ -30,14 +31,14 @@ from jaxmetric.evaluation.embeddings import (
 )
 from jaxmetric.evaluation.page import page_of
 from jaxmetric.evaluation.plots import require_pictures
-from jaxmetric.evaluation.report import logged, report_of, scores_alone, svd_baseline
-from jaxmetric.metric.silhouette import nearest_neighbors
+from jaxmetric.evaluation.report import logged, report_of, scores_alone
+from jaxmetric.files import whole_directory, write_text
+from jaxmetric.metric.neighbors import nearest_neighbors
 from jaxmetric.model import forward
 from jaxmetric.model.annotate import Reference, Search, annotate, cell_names, reference_of
-from jaxmetric.model.checkpoint import save_model, whole_directory, write_text
-from jaxmetric.networks.autoencoder import Autoencoder
+from jaxmetric.model.directory import save_model
+from jaxmetric.networks.autoencoder import Autoencoder, autoencoder
 from jaxmetric.scimilarity.directory import SCimilarityModel, write_model
-from jaxmetric.training.step import autoencoder
 
 log = logging.getLogger("jaxmetric")
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmetric.config import Config
+
 
 def _uniform_fan_in(fan_in: int):
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for weights and biases of a linear layer."""
@@ -153,3 +155,16 @@ class Autoencoder(nn.Module):
     def reconstruct(self, z: Float[Array, "n latent"]) -> Float[Array, "n genes"]:
         """The reconstruction from embeddings, in evaluation mode."""
         return self.decoder(z, False)
+
+
+def autoencoder(config: Config, num_genes: int) -> Autoencoder:
+    """The networks of a config."""
+    return Autoencoder(
+        num_genes,
+        config.hidden_dim,
+        config.latent_dim,
+        config.dropout,
+        config.input_dropout,
+        config.frozen_groups,
+        config.input_components,
+    )

@@ -5,11 +5,12 @@ unseen study differs from them. An encoder that cannot see them cannot learn to 
 """
 
 import numpy as np
+import scipy.sparse as sp
+import scipy.sparse.linalg
 from jaxtyping import Float
 
-from jaxmetric.cells.cells import Cells
+from jaxmetric.cells.cells import Cells, log_normalized
 from jaxmetric.config import Config
-from jaxmetric.evaluation.baselines import log_normalized, right_singular_vectors
 
 MOST = 20_000  # cells that the components are found from
 LEAST = 1e-3  # of the largest standard deviation, for a component to count
@@ -37,6 +38,18 @@ def leading_components(cells: Cells, config: Config) -> dict[str, Float[np.ndarr
     kernel[:, real] = vectors / scores.std(0)
     bias[real] = -scores.mean(0) / scores.std(0)
     return {"kernel": kernel, "bias": bias}
+
+
+def right_singular_vectors(X: sp.csr_matrix, dim: int) -> Float[np.ndarray, "genes dim"]:
+    """The leading right singular vectors, in no particular order; fewer where X has fewer."""
+    dim = min(dim, min(X.shape) - 1)
+    if dim < 1 or not X.count_nonzero():
+        raise ValueError(
+            f"an SVD needs at least 2 cells and 2 genes, and values that are not zero, but has {X.shape} "
+            f"(cells, genes) with {X.count_nonzero()} values."
+        )
+    start = np.full(min(X.shape), min(X.shape) ** -0.5, np.float32)
+    return scipy.sparse.linalg.svds(X, k=dim, v0=start)[2].T
 
 
 def with_components_merged(variables: dict) -> dict:

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from jaxmetric.model.checkpoint import write_json
+from jaxmetric.files import write_json
 
 log = logging.getLogger("jaxmetric")
 

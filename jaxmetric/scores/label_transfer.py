@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 from jaxmetric.cells.cells import Cells
-from jaxmetric.metric.silhouette import nearest_neighbors, transfer_labels
+from jaxmetric.metric.neighbors import nearest_neighbors, transfer_labels
 
 
 class Labelled(NamedTuple):

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from jaxtyping import Float, Num, Shaped
 
-from jaxmetric.metric.silhouette import nearest_neighbors
+from jaxmetric.metric.neighbors import nearest_neighbors
 
 NEIGHBORS = 90  # and so the perplexity 30 of LISI's authors
 LEAST = 10  # cells; of fewer the index is none

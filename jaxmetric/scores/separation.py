@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmetric.metric.mining import pairwise_distances
+from jaxmetric.metric.distances import pairwise_distances
 
 CHUNK = 2**22  # distances held at a time
 

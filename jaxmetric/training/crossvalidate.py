@@ -15,7 +15,7 @@ from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.split import usable_cells
 from jaxmetric.config import Config
 from jaxmetric.evaluation.baselines import svd_embedding
-from jaxmetric.model.checkpoint import write_json
+from jaxmetric.files import write_json
 from jaxmetric.scores.label_transfer import transfer_scores
 from jaxmetric.training.fit import fit
 from jaxmetric.training.run import check_same, identity

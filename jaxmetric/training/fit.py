@@ -13,6 +13,7 @@ import pandas as pd
 from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.split import split, usable_cells
 from jaxmetric.config import Config
+from jaxmetric.model.directory import digest
 from jaxmetric.model.load import load
 from jaxmetric.model.metric_learning import MetricLearning
 from jaxmetric.sharding import (
@@ -25,13 +26,7 @@ from jaxmetric.sharding import (
 from jaxmetric.training.feed import DataOn
 from jaxmetric.training.loop import best_epoch, train_epochs
 from jaxmetric.training.run import Run, identity
-from jaxmetric.training.warm_start import (
-    check_networks,
-    digest,
-    join_labels,
-    with_genes_of,
-    with_sizes_of,
-)
+from jaxmetric.training.warm_start import check_networks, join_labels, with_genes_of, with_sizes_of
 from jaxmetric.training.watch import Report
 
 log = logging.getLogger("jaxmetric")

@@ -13,8 +13,9 @@ import numpy as np
 from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.stored_rows import StoredRows
 from jaxmetric.config import Config
-from jaxmetric.model.checkpoint import Checkpoints, write_json, write_text
+from jaxmetric.files import write_json, write_text
 from jaxmetric.sharding import is_first_process, wait_for_all
+from jaxmetric.training.checkpoints import Checkpoints
 from jaxmetric.training.step import TrainState
 
 RUN_FORMAT = "jaxmetric run 1"

@@ -20,7 +20,7 @@ from jaxmetric.metric.losses import (
     triplet_losses,
 )
 from jaxmetric.metric.mining import Triplets, mine_triplets
-from jaxmetric.networks.autoencoder import Autoencoder
+from jaxmetric.networks.autoencoder import autoencoder
 from jaxmetric.training.collapse import spread
 
 STEP_KEYS, INIT_KEY = 0, 1
@@ -45,19 +45,6 @@ class TrainState(NamedTuple):
     def variables(self) -> dict:
         """What the networks are applied with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-def autoencoder(config: Config, num_genes: int) -> Autoencoder:
-    """The networks of a config."""
-    return Autoencoder(
-        num_genes,
-        config.hidden_dim,
-        config.latent_dim,
-        config.dropout,
-        config.input_dropout,
-        config.frozen_groups,
-        config.input_components,
-    )
 
 
 def learning_rate(config: Config, step: Int[Array, ""]) -> Float[Array, ""]:

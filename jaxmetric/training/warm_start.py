@@ -1,11 +1,7 @@
 """Starting from a model: its sizes and its genes are kept, and new labels join its own."""
 
 import dataclasses
-import hashlib
 import logging
-
-import jax
-import numpy as np
 
 from jaxmetric.cells.cells import Cells
 from jaxmetric.config import Config
@@ -79,11 +75,3 @@ def join_labels(
     ids = dict(zip(cells.ontology.resolve(labels), labels, strict=True))
     new = [id_ for id_ in ids if id_ not in model.label_ids]
     return (*model.labels, *(ids[id_] for id_ in new)), (*model.label_ids, *new)
-
-
-def digest(variables: dict) -> str:
-    """A SHA-256 of a model's arrays: what a run started from."""
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        sha.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
-    return sha.hexdigest()

@@ -9,7 +9,7 @@ from conftest import recorded
 from made_up import TYPES, make_adata
 
 import jaxmetric as jm
-from jaxmetric.evaluation.report import log_normalized
+from jaxmetric.cells.cells import log_normalized
 
 KEYS = {"label_key": "cell_type", "study_key": "study"}
 

@@ -15,10 +15,11 @@ from made_up import make_adata
 
 import jaxmetric as jm
 from jaxmetric.cli.main import main
+from jaxmetric.evaluation.baselines import svd_embedding
 from jaxmetric.evaluation.embeddings import seen_genes
 from jaxmetric.evaluation.page import _percent, _picture
 from jaxmetric.evaluation.plots import map_figure, require_pictures
-from jaxmetric.evaluation.report import cell_means, plain, score_table, svd_embedding
+from jaxmetric.evaluation.report import cell_means, plain, score_table
 from jaxmetric.scores import separation
 from jaxmetric.scores.label_transfer import transfer_scores
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from reference import distances, retrieval
 
 import jaxmetric as jm
+from jaxmetric.metric import neighbors
 from jaxmetric.metric import retrieval as module
-from jaxmetric.metric import silhouette as metrics
 
 NAMES = ("precision_at_1", "r_precision", "map_at_r", "mrr")
 
@@ -64,13 +64,13 @@ def test_knn_accuracy_is_scikit_learns_and_map_at_r_its_average_precision(monkey
 
 
 def test_a_cell_is_no_neighbour_of_itself(monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 500)
+    monkeypatch.setattr(neighbors, "CHUNK", 500)
     z, labels = cells(2, 60)
-    found = metrics.nearest_neighbors(z, z, 4, exclude_self=True)
+    found = neighbors.nearest_neighbors(z, z, 4, exclude_self=True)
     expected = sklearn.neighbors.NearestNeighbors(n_neighbors=4).fit(z).kneighbors()
     np.testing.assert_array_equal(found.indices, expected[1])
     np.testing.assert_allclose(found.distances, expected[0], atol=1e-3)
-    votes = metrics.transfer_labels(metrics.Neighbors(expected[1], expected[0]), labels, 4)
+    votes = neighbors.transfer_labels(neighbors.Neighbors(expected[1], expected[0]), labels, 4)
     scores = jm.retrieval_scores(z, labels, k=4)
     assert scores["knn_accuracy"] == pytest.approx((votes == labels).mean())
 

@@ -17,7 +17,7 @@ from small_fit import CONFIG, KEYS
 
 import jaxmetric as jm
 from jaxmetric.cli.main import main
-from jaxmetric.metric import silhouette as metrics
+from jaxmetric.metric import neighbors
 from jaxmetric.model.annotate import Reference, annotate, distance_threshold
 from jaxmetric.model.annotate_file import annotate_file
 
@@ -89,7 +89,7 @@ def slow_threshold(z, labels, studies, quantile):
 
 @pytest.mark.parametrize("quantile", [0.5, 0.95, 1.0])
 def test_the_threshold_is_the_definition(quantile, monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 700)
+    monkeypatch.setattr(neighbors, "CHUNK", 700)
     generator = np.random.default_rng(0)
     z = generator.normal(size=(60, 4)).astype(np.float32)
     studies = generator.integers(0, 3, 60).astype(np.int32)

@@ -4,7 +4,7 @@ import pytest
 from made_up import make_adata
 
 import jaxmetric as jm
-from jaxmetric.evaluation.baselines import log_normalized
+from jaxmetric.cells.cells import log_normalized
 from jaxmetric.networks import components
 
 SMALL = {

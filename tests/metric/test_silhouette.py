@@ -3,14 +3,13 @@ import functools
 import numpy as np
 import pytest
 import sklearn.metrics
-import sklearn.neighbors
 from conftest import recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import distances, silhouette_widths
 
 import jaxmetric as jm
-from jaxmetric.metric import silhouette as metrics
+from jaxmetric.metric import silhouette
 
 METRICS = ("sqeuclidean", "euclidean", "cosine")
 
@@ -34,7 +33,7 @@ def test_silhouette_is_the_definition(metric, seed, k):
     labels = generator.integers(0, k, 24).astype(np.int32)
     descendants = np.triu(generator.random((5, 5)) < 0.4, 1)
     expected = silhouette_widths(distances(z, metric), labels, descendants)
-    found = metrics.silhouette_widths(z, labels, descendants=descendants, metric=metric)
+    found = silhouette.silhouette_widths(z, labels, descendants=descendants, metric=metric)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -85,61 +84,7 @@ def test_silhouette_of_nothing_is_nan_and_unlabelled_cells_are_ignored():
     assert whole == pytest.approx(part, abs=1e-6)
 
 
-def test_nearest_neighbours_and_label_transfer_are_scikit_learns(monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 500)  # several chunks, the last one shorter
-    generator = np.random.default_rng(0)
-    reference = generator.normal(size=(90, 6)).astype(np.float32)
-    query = np.concatenate([generator.normal(size=(40, 6)).astype(np.float32), reference[:3]])
-    labels = generator.integers(0, 5, 90)
-    model = sklearn.neighbors.KNeighborsClassifier(15, weights="distance").fit(reference, labels)
-    neighbors = metrics.nearest_neighbors(query, reference, 15)
-    distances, indices = model.kneighbors(query)
-    np.testing.assert_allclose(neighbors.distances, distances, atol=2e-3)
-    np.testing.assert_array_equal(np.sort(neighbors.indices), np.sort(indices))
-    predicted = metrics.transfer_labels(neighbors, labels, 5)
-    np.testing.assert_array_equal(predicted, model.predict(query))
-
-
-def test_neighbours_are_right_where_other_cells_are_far_away():
-    """A product of rows far from each other keeps few digits of the distances of those close by."""
-    generator = np.random.default_rng(0)
-    z = generator.normal(size=(400, 4)).astype(np.float32)
-    for far in (np.arange(400) == 0, np.arange(400) < 200):
-        moved = z + np.float32(1000) * far[:, None].astype(np.float32)
-        expected = sklearn.neighbors.NearestNeighbors(n_neighbors=15).fit(moved.astype(np.float64))
-        distances, indices = expected.kneighbors()
-        found = metrics.nearest_neighbors(moved, moved, 15, exclude_self=True)
-        assert (np.sort(found.indices) == np.sort(indices)).mean() > 0.999
-        np.testing.assert_allclose(found.distances, distances, rtol=1e-3)
-
-
-def test_cells_in_one_place_are_at_distance_0_and_the_first_comes_first():
-    unit = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    found = metrics.nearest_neighbors(unit, np.concatenate([unit, unit]), 3)
-    assert (found.distances[:, :2] == 0).all()
-    np.testing.assert_array_equal(found.indices[:, 0], np.arange(300))
-
-
-def test_no_cell_is_a_neighbour_of_one_of_its_own_group(monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 200)
-    generator = np.random.default_rng(0)
-    z = generator.normal(size=(40, 3)).astype(np.float32)
-    groups = generator.integers(0, 4, 40)
-    found = metrics.nearest_neighbors(z[:17], z, 5, groups=(groups[:17], groups))
-    for i in range(17):
-        other = np.flatnonzero(groups != groups[i])
-        nearest = other[np.argsort(np.linalg.norm(z[other] - z[i], axis=1))[:5]]
-        np.testing.assert_array_equal(found.indices[i], nearest)
-    most = 40 - int(np.bincount(groups).max())
-    assert metrics.nearest_neighbors(z, z, most, groups=(groups, groups)).distances.max() < np.inf
-    with pytest.raises(ValueError, match=f"k must be from 1 to {most}"):
-        metrics.nearest_neighbors(z, z, most + 1, groups=(groups, groups))
-
-
 def test_bad_input_is_refused():
     z, labels = np.ones((4, 2), np.float32), np.int32([0, 0, 1, 5])
     with pytest.raises(ValueError, match="labels must be less than 2"):
         jm.ontology_silhouette(z, labels, descendants=np.zeros((2, 2), bool))
-    with pytest.raises(ValueError, match="k must be from 1 to 4"):
-        metrics.nearest_neighbors(z, z, 5)
