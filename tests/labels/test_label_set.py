@@ -1,5 +1,3 @@
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxmetric as jm
@@ -9,7 +7,6 @@ from jaxmetric.labels.label_set import (
     label_set,
     singleton_labels,
 )
-from jaxmetric.training.step import perturb_labels
 
 ONTOLOGY = jm.CellOntology.default()
 
@@ -51,25 +48,6 @@ def test_coarsening_goes_on_until_nothing_moves():
     names = ["CD4-positive, alpha-beta T cell", "T cell", "lymphocyte"]
     moved = coarsen_singletons(np.int32([0, 1, 2]), np.int32([0, 0, 1]), names, ONTOLOGY)
     np.testing.assert_array_equal(moved, [2, 2, 2])
-
-
-def test_perturbed_labels_are_parents_of_exactly_the_share_asked_for():
-    names = ("B cell", "T cell", "natural killer cell")
-    parents = jnp.asarray(label_set(names, ONTOLOGY).parents)
-    labels = jnp.asarray(np.tile([0, 1, 2, -1], 50).astype(np.int32))
-    perturb = jax.jit(perturb_labels, static_argnames="fraction")
-    seen: dict = {}
-    for seed in range(20):
-        new = np.asarray(perturb(jax.random.key(seed), labels, parents, fraction=0.25))
-        changed = new != np.asarray(labels)
-        assert changed.sum() <= 50
-        for before, after in zip(np.asarray(labels)[changed], new[changed], strict=True):
-            assert after in np.asarray(parents)[before]
-            seen.setdefault(int(before), set()).add(int(after))
-    assert seen == {i: set(np.asarray(parents)[i]) - {-1} for i in range(3)}
-    everything = perturb(jax.random.key(0), labels, parents, fraction=1.0)
-    assert ((np.asarray(everything) != np.asarray(labels)) == (np.asarray(labels) >= 0)).all()
-    np.testing.assert_array_equal(perturb(jax.random.key(0), labels, parents, fraction=0.0), labels)
 
 
 def test_relatives_lie_together_each_before_its_descendants():

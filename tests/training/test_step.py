@@ -12,7 +12,7 @@ from torch_names import network_variables
 
 import jaxmetric as jm
 from jaxmetric.batches.batches import Batch
-from jaxmetric.labels.label_set import LabelSet
+from jaxmetric.labels.label_set import LabelSet, label_set
 from jaxmetric.training.step import (
     TrainState,
     eval_step,
@@ -20,6 +20,7 @@ from jaxmetric.training.step import (
     init_state,
     learning_rate,
     optimizer,
+    perturb_labels,
     train_step,
 )
 
@@ -245,3 +246,22 @@ def test_dropout_differs_from_step_to_step():
     step = jax.jit(functools.partial(train_step, config=SMALL, counts=True))
     mse = [step(state._replace(step=jnp.int32(i)), batch, relations())[1]["mse"] for i in (0, 1, 0)]
     assert mse[0] == mse[2] != mse[1]
+
+
+def test_perturbed_labels_are_parents_of_exactly_the_share_asked_for():
+    names = ("B cell", "T cell", "natural killer cell")
+    parents = jnp.asarray(label_set(names, jm.CellOntology.default()).parents)
+    labels = jnp.asarray(np.tile([0, 1, 2, -1], 50).astype(np.int32))
+    perturb = jax.jit(perturb_labels, static_argnames="fraction")
+    seen: dict = {}
+    for seed in range(20):
+        new = np.asarray(perturb(jax.random.key(seed), labels, parents, fraction=0.25))
+        changed = new != np.asarray(labels)
+        assert changed.sum() <= 50
+        for before, after in zip(np.asarray(labels)[changed], new[changed], strict=True):
+            assert after in np.asarray(parents)[before]
+            seen.setdefault(int(before), set()).add(int(after))
+    assert seen == {i: set(np.asarray(parents)[i]) - {-1} for i in range(3)}
+    everything = perturb(jax.random.key(0), labels, parents, fraction=1.0)
+    assert ((np.asarray(everything) != np.asarray(labels)) == (np.asarray(labels) >= 0)).all()
+    np.testing.assert_array_equal(perturb(jax.random.key(0), labels, parents, fraction=0.0), labels)
