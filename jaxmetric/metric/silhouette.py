@@ -1,4 +1,4 @@
-"""Ontology-aware silhouette width, exact, from sums over labels."""
+"""Ontology-aware silhouette width, exact: from sums over labels where the distance allows it."""
 
 import functools
 from collections.abc import Iterator
