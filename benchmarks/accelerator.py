@@ -183,8 +183,8 @@ def one_step(small: bool, name: str, device) -> dict[str, float]:
     from step import synthetic_batch
 
     import jaxmetric as jm
-    from jaxmetric.labels import label_set
-    from jaxmetric.train import init_state, train_step
+    from jaxmetric.labels.label_set import label_set
+    from jaxmetric.training.step import init_state, train_step
 
     with precision(name) as how, jax.default_device(device):
         config = jm.Config.scimilarity(**how, **({"hidden_dim": (64, 64)} if small else {}))
@@ -225,8 +225,8 @@ def run_of_steps(small: bool) -> dict:
     from step import synthetic_batch
 
     import jaxmetric as jm
-    from jaxmetric.labels import label_set
-    from jaxmetric.train import init_state, train_step
+    from jaxmetric.labels.label_set import label_set
+    from jaxmetric.training.step import init_state, train_step
 
     sizes = {"hidden_dim": (64, 64)} if small else {}
     config = jm.Config.scimilarity(**sizes, max_epochs=1, steps_per_epoch=20)
@@ -327,7 +327,7 @@ def once(function: Callable, arguments: tuple) -> float:
 
 
 def chunks(small: bool) -> Iterator[Row]:
-    from jaxmetric import mining as miner
+    from jaxmetric.metric import mining as miner
 
     for n in (200,) if small else (1000, 16384):
         for num_labels in (200, 20):
@@ -346,9 +346,9 @@ def step(small: bool) -> Iterator[Row]:
     from step import operations, synthetic_batch
 
     import jaxmetric as jm
-    from jaxmetric.labels import label_set
+    from jaxmetric.labels.label_set import label_set
     from jaxmetric.sharding import step_options
-    from jaxmetric.train import init_state, train_step
+    from jaxmetric.training.step import init_state, train_step
 
     found, steps = rates(small), 5 if small else 30
     genes, cells = (500, 100) if small else (GENES, BATCH)
@@ -462,7 +462,7 @@ def synthetic_counts(num_cells: int, genes: int, values: int):
 
 
 def synthetic_cells(num_cells: int, genes: int, values: int):
-    from jaxmetric.cells import Cells
+    from jaxmetric.cells.cells import Cells
 
     generator = np.random.default_rng(1)
     labels, studies = (generator.integers(0, k, num_cells).astype(np.int32) for k in (100, 20))
@@ -515,7 +515,7 @@ def schedule(small: bool) -> Iterator[Row]:
 
 def scores(small: bool) -> Iterator[Row]:
     import jaxmetric as jm
-    from jaxmetric.metrics import nearest_neighbors
+    from jaxmetric.metric.neighbors import nearest_neighbors
 
     n, q = (20_000, 500) if small else (1_000_000, 100_000)
     z, labels, _ = (np.asarray(x) for x in points(n, 200))
@@ -531,7 +531,7 @@ def embedding(small: bool) -> Iterator[Row]:
     import pandas as pd
 
     import jaxmetric as jm
-    from jaxmetric.train import init_state
+    from jaxmetric.training.step import init_state
 
     num_cells, genes, values = (1000, 500, 50) if small else (20_000, GENES, VALUES)
     X = synthetic_counts(num_cells, genes, values)

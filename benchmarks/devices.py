@@ -26,11 +26,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 import jaxmetric as jm
-from jaxmetric.batches import Batch
+from jaxmetric.batches.batches import Batch
 from jaxmetric.config import PUBLISHED
-from jaxmetric.labels import label_set
+from jaxmetric.labels.label_set import label_set
 from jaxmetric.sharding import by_cell, cell_mesh, replicated
-from jaxmetric.train import init_state, train_step
+from jaxmetric.training.step import init_state, train_step
 
 GENES, LABELS = 2000, 20
 

@@ -51,7 +51,7 @@ def make(folder: Path, cells: int, genes: int) -> None:
 
     import jaxmetric as jm
     from jaxmetric.config import PUBLISHED
-    from jaxmetric.train import init_state
+    from jaxmetric.training.step import init_state
 
     write_cells(folder / "cells.h5ad", cells, genes)
     config = jm.Config(**PUBLISHED)

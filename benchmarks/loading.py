@@ -82,9 +82,9 @@ def rate(batches: Iterator, seconds: float, warm: int = 2) -> float:
 def ours(path: Path, **changes) -> Iterator:
     """The batches of training, as they are before they go to the device."""
     import jaxmetric as jm
-    from jaxmetric.batches import batches, capacity, reader
+    from jaxmetric.batches.batches import batches, capacity, reader
     from jaxmetric.config import PUBLISHED
-    from jaxmetric.loop import draws
+    from jaxmetric.training.loop import draws
 
     cells = jm.read_cells(path, label_key="label", study_key="study", ontology=None)
     config = jm.Config(**PUBLISHED, batch_size=BATCH, steps_per_epoch=64, **changes)

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmetric as jm
-from jaxmetric.mining import pairwise_distances
+from jaxmetric.metric.distances import pairwise_distances
 
 MARGIN, DIMENSIONS, STUDIES, REST = 0.05, 128, 20, 0.3
 SELECTIONS = ("semihard", "hardest", "random")

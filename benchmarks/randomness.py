@@ -21,8 +21,8 @@ import scipy.stats
 
 import jaxmetric as jm
 from jaxmetric.config import PUBLISHED
-from jaxmetric.label_transfer import transfer_scores
-from jaxmetric.loop import draws
+from jaxmetric.scores.label_transfer import transfer_scores
+from jaxmetric.training.loop import draws
 
 HELD_OUT = "10x_pbmc3k"
 BUDGET = PUBLISHED | {"max_epochs": 1, "steps_per_epoch": 100, "batch_size": 500}

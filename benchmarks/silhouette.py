@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmetric as jm
-from jaxmetric.metrics import ROWS
+from jaxmetric.metric.silhouette import ROWS
 
 
 def embeddings(n: int) -> np.ndarray:

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmetric as jm
-from jaxmetric.batches import Batch
+from jaxmetric.batches.batches import Batch
 from jaxmetric.config import PUBLISHED
-from jaxmetric.labels import label_set
-from jaxmetric.train import init_state, train_step
+from jaxmetric.labels.label_set import label_set
+from jaxmetric.training.step import init_state, train_step
 
 
 def operations(num_genes: int, config: jm.Config) -> float:

@@ -2,26 +2,27 @@
 
 __version__ = "0.1.0"
 
-from jaxmetric.cells import Cells
+from jaxmetric.cells.cells import Cells
+from jaxmetric.cells.read import read_cells
 from jaxmetric.config import Config
-from jaxmetric.crossvalidate import crossvalidate
-from jaxmetric.data import read_cells
-from jaxmetric.embed_file import embed_file
-from jaxmetric.filters import Filters
-from jaxmetric.fit import fit
-from jaxmetric.learner import MetricLearning
-from jaxmetric.load import load, load_scimilarity
-from jaxmetric.losses import triplet_loss, triplet_losses
-from jaxmetric.metrics import ontology_silhouette
-from jaxmetric.mining import Triplets, mine_triplets, pairwise_distances, triplet_indices
-from jaxmetric.model import Autoencoder, Decoder, Encoder
-from jaxmetric.ontology import CellOntology, UnknownLabelError
-from jaxmetric.plots import plot_history
-from jaxmetric.prepare import prepare
-from jaxmetric.retrieval import retrieval_scores
+from jaxmetric.evaluation.plots import plot_history
+from jaxmetric.labels.ontology import CellOntology, UnknownLabelError
+from jaxmetric.metric.distances import pairwise_distances
+from jaxmetric.metric.losses import triplet_loss, triplet_losses
+from jaxmetric.metric.mining import Triplets, mine_triplets, triplet_indices
+from jaxmetric.metric.retrieval import retrieval_scores
+from jaxmetric.metric.silhouette import ontology_silhouette
+from jaxmetric.model.embed_file import embed_file
+from jaxmetric.model.load import load, load_scimilarity
+from jaxmetric.model.metric_learning import MetricLearning
+from jaxmetric.networks.autoencoder import Autoencoder, Decoder, Encoder
+from jaxmetric.preparation.filters import Filters
+from jaxmetric.preparation.prepare import prepare
 from jaxmetric.sharding import connect
-from jaxmetric.signals import Interrupted
-from jaxmetric.watch import NonFiniteError
+from jaxmetric.training.crossvalidate import crossvalidate
+from jaxmetric.training.fit import fit
+from jaxmetric.training.signals import Interrupted
+from jaxmetric.training.watch import NonFiniteError
 
 __all__ = [
     "Autoencoder",

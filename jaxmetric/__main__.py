@@ -1,5 +1,5 @@
 """`python -m jaxmetric`: the same as `jaxmetric`."""
 
-from jaxmetric.cli import main
+from jaxmetric.cli.main import main
 
 main()

@@ -24,24 +24,13 @@ from pathlib import Path
 import jaxtyping
 
 CHECKED = (
-    "bits",
-    "mining",
-    "losses",
-    "metrics",
-    "model",
-    "expression",
-    "train",
+    "labels.label_set",
+    "cells.packed",
     "batches",
-    "packed",
-    "resident",
-    "sampling",
-    "labels",
-    "retrieval",
-    "label_transfer",
-    "bootstrap",
-    "agreement",
-    "mixing",
-    "separation",
+    "metric",
+    "scores",
+    "networks",
+    "training.step",
 )
 jaxtyping.install_import_hook([f"jaxmetric.{name}" for name in CHECKED], "beartype.beartype")
 

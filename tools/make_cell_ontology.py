@@ -1,7 +1,7 @@
 """Writes the Cell Ontology table that ships with jaxmetric, from cellxgene-ontology-guide.
 
     pip install cellxgene-ontology-guide==1.11.1
-    python tools/make_cell_ontology.py 2026-03-26 jaxmetric/cell_ontology.tsv
+    python tools/make_cell_ontology.py 2026-03-26 jaxmetric/labels/cell_ontology.tsv
 
 The guide holds each release's terms with all their is_a and part_of ancestors and the number of
 edges to each; the parents are the ancestors one edge away.

@@ -1,0 +1,170 @@
+"""Labels of new cells from their nearest reference cells, and which new cells are unlike any."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from jaxmetric.cells.cells import Cells, require_cells
+from jaxmetric.cells.source import opened, paths_in
+from jaxmetric.metric.neighbors import Neighbors, label_votes, nearest_neighbors
+
+log = logging.getLogger("jaxmetric")
+ROWS = 2**14  # cells whose votes are counted at a time
+Search = Callable[
+    [Float[np.ndarray, "q d"], Float[np.ndarray, "r d"], int],
+    tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]],
+]
+
+
+class Reference(NamedTuple):
+    """Labelled cells, embedded.
+
+    Attributes:
+      z: their embeddings.
+      labels: label of each as an index into `label_names`.
+      label_names: the names.
+      threshold: the distance beyond which a cell is out of distribution.
+    """
+
+    z: Float[np.ndarray, "r d"]
+    labels: Int[np.ndarray, " r"]
+    label_names: tuple[str, ...]
+    threshold: float
+
+
+def reference_of(
+    cells: Cells,
+    embed: Callable[[Cells], Float[np.ndarray, "r d"]],
+    *,
+    k: int,
+    quantile: float,
+) -> Reference:
+    """The labelled ones of the cells, embedded, with the threshold of `distance_threshold`.
+
+    Raises:
+      ValueError: when fewer than k cells have a label (or fewer than two, which have no distances), k
+        is not positive, or the quantile is not in (0, 1].
+    """
+    if k < 1 or not 0 < quantile <= 1:
+        raise ValueError(f"k must be positive and quantile in (0, 1], but are {k} and {quantile}.")
+    labelled = require_cells(cells, "reference").labels >= 0
+    least = max(k, 2)
+    if labelled.sum() < least:
+        raise ValueError(
+            f"at least {least} reference cells with a label are needed for k={k}, but {labelled.sum()} "
+            f"of {len(cells)} have one: name the column of labels with label_key= / --label-key, use "
+            "labels that the model was not trained on with --all-labels, or lower k= / --k."
+        )
+    if not labelled.all():
+        log.info("%d reference cells without label are left out", (~labelled).sum())
+        cells = cells.select(labelled)
+    cells = cells.with_labels([cells.label_names[i] for i in np.unique(cells.labels)])
+    z = embed(cells)
+    threshold = distance_threshold(z, cells.labels, cells.studies, quantile)
+    return Reference(z, cells.labels, cells.label_names, threshold)
+
+
+def distance_threshold(
+    z: Float[np.ndarray, "r d"],
+    labels: Int[np.ndarray, " r"],
+    studies: Int[np.ndarray, " r"],
+    quantile: float,
+) -> float:
+    """How far from the reference a cell of a known label and an unseen study can be expected to lie.
+
+    The quantile of the Euclidean distances from each reference cell to the nearest reference cell of
+    *another* study, as if each study were new to the others: exact, every pair walked in chunks. Cells
+    whose label occurs in one study only are left out: they have no counterpart elsewhere. Where this
+    leaves none (all are of one study, say), it is the quantile of the distances to the nearest other
+    cell, with a warning: cells of one study lie closer together than those of two.
+
+    About 1 - quantile of a new study's cells of known labels are flagged by mistake where that study is
+    to the reference's as these are to each other. Studies that the model was trained on lie closer
+    together than to one that it never saw, of which more are flagged.
+    """
+    where = np.zeros((labels.max() + 1, studies.max() + 1), bool)
+    where[labels, studies] = True
+    calibrate, groups = where.sum(1)[labels] > 1, studies
+    if not calibrate.any():
+        log.warning(
+            "no label occurs in two studies of the reference, so the threshold comes from the distances "
+            "within studies: it is too strict for a new study, and too many of its cells are flagged."
+        )
+        calibrate, groups = np.ones(len(z), bool), np.arange(len(z))
+    nearest = nearest_neighbors(z[calibrate], z, 1, groups=(groups[calibrate], groups))
+    threshold = float(np.quantile(nearest.distances, quantile))
+    log.info(
+        "out of distribution: farther than %.4g from all of the reference, the %g quantile of %d cells",
+        threshold,
+        quantile,
+        len(nearest.distances),
+    )
+    return threshold
+
+
+def annotate(
+    z: Float[np.ndarray, "q d"],
+    reference: Reference,
+    *,
+    k: int,
+    neighbors: Search = nearest_neighbors,
+) -> pd.DataFrame:
+    """Annotations of embedded cells, a row for each.
+
+    Returns:
+      `jaxmetric_label`, the label with most votes of the k nearest reference cells, a vote being
+      1 / distance (as in `neighbors.label_votes`); `jaxmetric_confidence`, its share of the votes, in
+      [0, 1]; `jaxmetric_distance`, the Euclidean distance to the nearest reference cell;
+      `jaxmetric_out_of_distribution`, whether that is more than the threshold.
+
+    Raises:
+      ValueError: when `neighbors` gives anything but (q, k) indices of reference cells, and distances.
+    """
+    found = Neighbors(*map(np.asarray, neighbors(z, reference.z, k)))
+    indices, distances = found
+    if any(part.shape != (len(z), k) for part in found) or not (
+        np.issubdtype(indices.dtype, np.integer)
+        and ((indices >= 0) & (indices < len(reference.z))).all()
+        and ((distances >= 0) & np.isfinite(distances)).all()
+    ):
+        raise ValueError(
+            f"neighbors must give whole-numbered indices from 0 to {len(reference.z) - 1} and finite "
+            f"distances >= 0, both of shape {(len(z), k)}, but gave {indices.dtype} indices of shape "
+            f"{indices.shape} and distances of shape {distances.shape}, or some of them are out of range."
+        )
+    label, confidence = np.zeros(len(z), np.int32), np.zeros(len(z), np.float32)
+    for first in range(0, len(z), ROWS):
+        rows = slice(first, first + ROWS)
+        some = Neighbors(found.indices[rows], found.distances[rows])
+        votes = label_votes(some, reference.labels, len(reference.label_names))
+        label[rows], confidence[rows] = votes.argmax(1), votes.max(1) / votes.sum(1)
+    distance = found.distances.min(1).astype(np.float32)
+    out = distance > reference.threshold
+    log.info("%d of %d cells are out of distribution", out.sum(), len(z))
+    return pd.DataFrame(
+        {
+            "jaxmetric_label": pd.Categorical.from_codes(label, list(reference.label_names)),
+            "jaxmetric_confidence": confidence,
+            "jaxmetric_distance": distance,
+            "jaxmetric_out_of_distribution": out,
+        }
+    )
+
+
+def cell_names(source: str | Path | anndata.AnnData | Cells, layer: str | None) -> pd.Index:
+    """The names of the cells in `obs`; of `Cells`, which have none, their numbers."""
+    if isinstance(source, Cells):
+        return pd.RangeIndex(len(source))
+    if isinstance(source, anndata.AnnData):
+        return source.obs_names
+    names = []
+    for path in paths_in(Path(source)):
+        with opened(path, str(path), layer) as cells:
+            names.append(cells.obs.index)
+    return names[0].append(names[1:])

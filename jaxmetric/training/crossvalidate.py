@@ -1,0 +1,168 @@
+"""Leave-one-study-out cross-validation: how well does a recipe annotate studies it has never seen?"""
+
+import itertools
+import logging
+import shutil
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxmetric.cells.cells import Cells, require_cells
+from jaxmetric.cells.split import usable_cells
+from jaxmetric.config import Config
+from jaxmetric.evaluation.baselines import svd_embedding
+from jaxmetric.files import write_json
+from jaxmetric.scores.label_transfer import transfer_scores
+from jaxmetric.training.fit import fit
+from jaxmetric.training.run import check_same, identity
+
+log = logging.getLogger("jaxmetric")
+SVD = "SVD-50"
+SHOWN = ("macro_f1", "ontology_accuracy", "accuracy")
+
+
+def crossvalidate(
+    cells: Cells,
+    recipes: Mapping[str, Config] | Config | None = None,
+    *,
+    directory: str | Path,
+    studies: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    k: int = 15,
+    keep_runs: bool = False,
+    progress: bool = True,
+) -> list[dict]:
+    """Leaves each study out in turn, trains on the others, and transfers labels to its cells.
+
+    Nothing is chosen by the left-out study, which is no validation set either. Its cells get the label
+    of their k nearest reference cells: the training cells of the labels that the *first* recipe trains
+    on, so that all recipes are scored on the same cells. A truncated SVD of 50 dimensions, fitted on
+    the reference cells, is scored beside.
+
+    Args:
+      cells: labelled cells of several studies, from `read_cells`.
+      recipes: configs by name; None: `Config()`.
+      directory: gets a folder for each study, recipe and seed, with its `scores.json`. Called again, it
+        goes on where it was.
+      studies: studies to leave out; None: all.
+      seeds: what each recipe is trained with in place of its own seed.
+      k: neighbours that vote.
+      keep_runs: keep the run of each folder, with its model, once it is scored.
+      progress: show progress bars, on a terminal.
+
+    Returns:
+      A row for each study, recipe and seed: `study`, `recipe`, `seed` (None for the SVD), the
+      `seconds` of training (None where it was interrupted), and what `transfer_scores` gives. Studies
+      without which nothing can be trained on, or without a cell whose label a reference cell has, are
+      left out, with a warning.
+
+    Raises:
+      ValueError: for cells that cannot be trained on, all of one study, studies that are not there,
+        nothing to score, or a directory with scores of other cells or configs.
+    """
+    require_cells(cells, "cells")
+    if not isinstance(recipes, Mapping):
+        recipes = {"jaxmetric": recipes or Config()}
+    if SVD in recipes or not recipes:
+        raise ValueError(
+            f"recipes must have names, and none can be {SVD!r}, but they are {recipes}."
+        )
+    if k < 1:
+        raise ValueError(f"k must be at least 1, but is {k}.")
+    present = [cells.study_names[i] for i in np.unique(cells.studies)]
+    if len(present) < 2:
+        raise ValueError(
+            f"all cells are of study {', '.join(map(repr, present))}, so none can be left out: name the "
+            "column of obs with study_key= / --study-key."
+        )
+    studies = [studies] if isinstance(studies, str) else () if studies is None else studies
+    studies = list(dict.fromkeys(map(str, studies))) or present
+    cells.in_studies(studies)
+    for config in recipes.values():
+        usable_cells(cells, config)
+    rows, not_scored = [], {}
+    for study in studies:
+        held_out = cells.in_studies([study])
+        query, train = cells.select(held_out), cells.select(~held_out)
+        try:
+            trained_on, *_ = [usable_cells(train, config)[0] for config in recipes.values()]
+            coarse = next(iter(recipes.values())).singleton_labels == "coarsen"
+            reference = train.with_only(_labels(trained_on), or_below=coarse)
+            z, z_reference = svd_embedding(query, reference)
+            found = transfer_scores(z, query, z_reference, reference, k=k)
+        except ValueError as error:
+            not_scored[study] = str(error)
+            log.warning("%s is not scored: %s", study, error)
+            continue
+        rows.append({"study": study, "recipe": SVD, "seed": None} | found)
+        for (name, config), seed in itertools.product(recipes.items(), seeds):
+            log.info("without %s: %s, seed %d", study, name, seed)
+            folder = Path(directory, _file_name(study), _file_name(name), f"seed_{seed}")
+            config = replace(config, seed=int(seed))
+            found = _scores(query, train, reference, config, k, folder, keep_runs, progress)
+            rows.append({"study": study, "recipe": name, "seed": int(seed)} | found)
+    if not rows:
+        reasons = " ".join(dict.fromkeys(not_scored.values()))
+        raise ValueError(f"there is nothing to score without {', '.join(not_scored)}: {reasons}")
+    return rows
+
+
+def crossvalidation_table(rows: list[dict]) -> str:
+    """The rows as text: for each score, mean ± standard deviation over seeds of each left-out study,
+    and of the mean over studies; and the number of cells that are scored."""
+    recipes, studies = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("recipe", "study")
+    )
+    left, width = max(22, *map(len, studies)) + 2, max(13, *map(len, recipes)) + 3
+    scored = {row["study"]: row["num_scored"] for row in rows}
+    lines = []
+    for score in SHOWN:
+        lines.append(f"{score:{left}}" + "".join(f"{r:>{width}}" for r in recipes) + "   cells")
+        found = {recipe: _by_study(rows, recipe, score, studies) for recipe in recipes}
+        for i, study in enumerate(studies):
+            line = "".join(f"{_spread(found[r][i]):>{width}}" for r in recipes)
+            lines.append(f"{study:{left}}{line}{scored[study]:>8}")
+        over = "".join(f"{_spread(found[r].mean(0)):>{width}}" for r in recipes)
+        lines += [f"{'mean':{left}}{over}", ""]
+    return "\n".join(lines[:-1])
+
+
+def _by_study(rows, recipe: str, score: str, studies: list[str]) -> np.ndarray:
+    """The score of a recipe: (studies, seeds)."""
+    mine = [row for row in rows if row["recipe"] == recipe]
+    return np.array([[row[score] for row in mine if row["study"] == study] for study in studies])
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def _labels(cells: Cells) -> list[str]:
+    return [cells.label_names[i] for i in np.unique(cells.labels) if i >= 0]
+
+
+def _scores(
+    query, train, reference, config: Config, k: int, folder: Path, keep_runs, progress
+) -> dict:
+    """The scores of one fold, from its folder if it is done."""
+    what = identity(train, query, config) | {"k": k, "reference_labels": _labels(reference)}
+    path, begun = folder / "scores.json", (folder / "run").exists()
+    if path.exists():
+        return check_same(path, what)["scores"]
+    start = time.monotonic()
+    model = fit(train, config, directory=folder / "run", progress=progress)
+    found = {"seconds": None if begun else round(time.monotonic() - start, 1)}
+    found |= transfer_scores(model.embed(query), query, model.embed(reference), reference, k=k)
+    write_json(path, what | {"scores": found})
+    if not keep_runs:
+        shutil.rmtree(folder / "run")
+    return found
+
+
+def _file_name(name: str) -> str:
+    """The name where a folder can have it, or what stands for it: also for "", "..", "a/b"."""
+    return urllib.parse.quote(name, safe=" ").replace(".", "%2E", name.startswith(".")) or "%"
