@@ -7,8 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anndata
+if TYPE_CHECKING:
+    import anndata
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -22,7 +24,7 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def write_h5ad(adata: anndata.AnnData, path: Path) -> None:
+def write_h5ad(adata: "anndata.AnnData", path: Path) -> None:
     """Writes an h5ad file whole or not at all."""
     with _whole(path) as partial:
         adata.write_h5ad(partial)

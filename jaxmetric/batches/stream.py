@@ -9,7 +9,8 @@ import scipy.sparse as sp
 from jaxmetric.batches.batches import Batch, pack
 from jaxmetric.cells.packed import pack_rows
 from jaxmetric.cells.source import Source
-from jaxmetric.cells.values import Range, Values, value_kind, warn_of_scale
+from jaxmetric.cells.values import Range, value_kind, warn_of_scale
+from jaxmetric.config import Values
 
 Blocks = Generator[sp.csr_matrix]
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from jaxmetric.cells.genes import gene_columns
 from jaxmetric.cells.packed import move_columns, value_type
 from jaxmetric.cells.stored_rows import StoredRows
-from jaxmetric.cells.values import Values
+from jaxmetric.config import Values
 from jaxmetric.labels.ontology import CellOntology
 
 READ = 2**13  # cells of a store that are looked through at a time

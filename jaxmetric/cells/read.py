@@ -15,7 +15,8 @@ from jaxmetric.cells.genes import warn_of_missing
 from jaxmetric.cells.source import Source, opened, paths_in, some
 from jaxmetric.cells.store import FORMAT, about, check, require_zarr_3
 from jaxmetric.cells.stored_rows import StoredRows
-from jaxmetric.cells.values import Range, Values, value_kind, warn_of_scale
+from jaxmetric.cells.values import Range, value_kind, warn_of_scale
+from jaxmetric.config import Values
 from jaxmetric.labels.ontology import CellOntology
 
 UNLABELLED = ("", "unknown")  # beside missing values; "unknown" is what CELLxGENE writes

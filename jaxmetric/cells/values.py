@@ -1,14 +1,15 @@
 """What a matrix holds: counts or log-normalised values."""
 
 import logging
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
+from jaxmetric.config import Values
+
 log = logging.getLogger("jaxmetric")
 CELLS = 1000  # whose totals are looked at
-Values = Literal["counts", "lognorm"]
 LOG_LIMIT = float(np.log1p(1e6))  # log1p of a whole cell's share, at counts per million
 
 

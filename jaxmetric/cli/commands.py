@@ -1,23 +1,18 @@
-"""The commands of the shell: what each is told, as flags, and what it does."""
+"""The commands of the shell: what each is told, as flags, and what it does.
+
+A command imports what it needs when it runs: `--help` and a refusal need none of it.
+"""
 
 import dataclasses
 import logging
 from pathlib import Path
 
-import numpy as np
 from tyro.conf import Positional
 
 import jaxmetric as jm
-from jaxmetric.cells.obsm import read_obsm
 from jaxmetric.cli.flags import Labels, Matrix, ReferenceLabels, ReferenceMatrix, ontology_of, read
-from jaxmetric.evaluation.report import score_table
+from jaxmetric.config import Config, DataOn, Filters
 from jaxmetric.files import write_json
-from jaxmetric.model.annotate_file import annotate_file
-from jaxmetric.preparation.report import report_table
-from jaxmetric.sharding import connect, is_first_process, make_repeatable
-from jaxmetric.training.crossvalidate import crossvalidation_table
-from jaxmetric.training.feed import DataOn
-from jaxmetric.training.warm_start import check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Prepare:
     """The store's folder, which must not exist."""
     labels: Labels
     matrix: Matrix
-    filters: jm.Filters
+    filters: Filters
     genes: str = "intersection"
     """The store's genes: intersection or union of those of the files, or a file with a name per line."""
     skip_bad: bool = False
@@ -52,6 +47,8 @@ class Prepare:
     """No progress bars, warnings only."""
 
     def __call__(self) -> None:
+        from jaxmetric.preparation.report import report_table
+
         _warnings_only(self.quiet)
         if self.labels.label_key is None:
             raise ValueError("the column of obs with the cell types is needed: --label-key.")
@@ -84,7 +81,7 @@ class Train:
     """The run's directory."""
     labels: Labels
     matrix: Matrix
-    config: jm.Config
+    config: Config
     validation: tuple[str, ...] = ()
     """Studies to hold out and score after each epoch."""
     init: Path | None = None
@@ -112,6 +109,9 @@ class Train:
     """Which process of the job this is, from 0."""
 
     def __call__(self) -> None:
+        from jaxmetric.sharding import connect, is_first_process, make_repeatable
+        from jaxmetric.training.warm_start import check_sizes
+
         if self.deterministic:
             make_repeatable()
         where = self.coordinator, self.processes, self.process_id
@@ -194,6 +194,8 @@ class Annotate:
     """No progress bar, warnings only."""
 
     def __call__(self) -> None:
+        from jaxmetric.model.annotate_file import annotate_file
+
         _warnings_only(self.quiet)
         if (self.out is None) != self.in_place:
             raise ValueError("say where the annotations go: --out FILE, or --in-place.")
@@ -245,6 +247,11 @@ class Evaluate:
     """Also write the report with pictures to this HTML file (extra `eval`)."""
 
     def __call__(self) -> None:
+        import numpy as np
+
+        from jaxmetric.cells.obsm import read_obsm
+        from jaxmetric.evaluation.report import score_table
+
         _require_folder(self.out)
         model = jm.load(self.model)
         cells = read(self.files, self.labels, self.matrix, model.genes)
@@ -284,7 +291,7 @@ class Crossvalidate:
     """Where the scores of each study and seed are kept."""
     labels: Labels
     matrix: Matrix
-    config: jm.Config
+    config: Config
     studies: tuple[str, ...] = ()
     """The studies to leave out. Default: all."""
     seeds: int = 3
@@ -304,13 +311,15 @@ class Crossvalidate:
     """No progress bars, warnings only."""
 
     def __call__(self) -> None:
+        from jaxmetric.training.crossvalidate import crossvalidation_table
+
         _warnings_only(self.quiet)
         _require_folder(self.out, to_be_made=self.directory)
         recipes = {"jaxmetric": self.config}
         if self.beside_scimilarity:
             same = ("max_epochs", "steps_per_epoch", "batch_size")
             budget = {name: getattr(self.config, name) for name in same}
-            recipes["SCimilarity"] = jm.Config.scimilarity(**budget)
+            recipes["SCimilarity"] = Config.scimilarity(**budget)
         rows = jm.crossvalidate(
             read(self.files, self.labels, self.matrix),
             recipes,

@@ -4,8 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jaxmetric as jm
-from jaxmetric.cells.store import about
-from jaxmetric.cells.values import Values
+from jaxmetric.config import Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ def read(
     labels: Labels,
     matrix: Matrix,
     genes: tuple[str, ...] | None = None,
-) -> jm.Cells:
+) -> "jm.Cells":
     """The cells of the files, as the flags say."""
     ontology = ontology_of(labels.ontology)
     keys = {"label_key": labels.label_key, "study_key": labels.study_key}
@@ -89,7 +88,7 @@ def read(
     return jm.read_cells(list(files), **how, ontology=ontology, genes=genes)
 
 
-def ontology_of(name: str) -> jm.CellOntology | str | None:
+def ontology_of(name: str) -> "jm.CellOntology | str | None":
     """What `read_cells` takes for --ontology."""
     if name in ("none", "default"):
         return None if name == "none" else name
@@ -97,4 +96,6 @@ def ontology_of(name: str) -> jm.CellOntology | str | None:
 
 
 def _is_store(files: tuple[Path, ...]) -> bool:
+    from jaxmetric.cells.store import about
+
     return len(files) == 1 and about(files[0]) is not None

@@ -10,11 +10,10 @@ import re
 import sys
 from typing import Annotated, Any, NoReturn
 
-import jax
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
 
-import jaxmetric as jm
+from jaxmetric import __version__
 from jaxmetric.cli.commands import (
     Annotate,
     Crossvalidate,
@@ -28,15 +27,13 @@ from jaxmetric.cli.commands import (
     Prepare,
     Train,
 )
-from jaxmetric.model.load import load_config
-from jaxmetric.sharding import num_processes
-from jaxmetric.training.checkpoints import CheckpointWriteError
-from jaxmetric.training.signals import Interrupted
+from jaxmetric.config import Config
+from jaxmetric.errors import CheckpointWriteError, Interrupted
 
 DESCRIPTION = "Metric learning for single-cell RNA-seq: train, use and evaluate cell embeddings."
 
 
-def _commands(base: jm.Config) -> Any:
+def _commands(base: Config) -> Any:
     """The commands, with the base's values as the defaults of the flags of those that train."""
     missing = {"files": tyro.MISSING, "directory": tyro.MISSING}
     given = missing | {"labels": Labels(), "matrix": Matrix(), "config": base}
@@ -54,7 +51,7 @@ def _commands(base: jm.Config) -> Any:
     )
 
 
-def _base_config(arguments: list[str]) -> jm.Config:
+def _base_config(arguments: list[str]) -> Config:
     """What the flags of commands that train change: the config of a model to start from, or a preset."""
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--init", nargs="?")
@@ -62,9 +59,11 @@ def _base_config(arguments: list[str]) -> jm.Config:
     found, _ = look.parse_known_args(arguments)
     command = arguments[0] if arguments else ""
     if command not in ("train", "crossvalidate") or not (found.init or found.scimilarity):
-        return jm.Config()
+        return Config()
+    from jaxmetric.model.load import load_config
+
     if found.scimilarity:
-        return jm.Config.scimilarity(**(load_config(found.init).sizes if found.init else {}))
+        return Config.scimilarity(**(load_config(found.init).sizes if found.init else {}))
     return dataclasses.replace(load_config(found.init), freeze=())
 
 
@@ -73,6 +72,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     What was interrupted ends with 128 + the signal's number, as shells count; what failed, with 1.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--version"]:
+        print(f"jaxmetric {__version__}")
+        return
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("jaxmetric").setLevel(logging.INFO)
     try:
@@ -81,17 +84,17 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(stop), 128 + stop.signum)
     except (FloatingPointError, CheckpointWriteError) as error:
         _fail(str(error), 1)
-    except jax.errors.JaxRuntimeError as error:
-        if num_processes() == 1:
+    except RuntimeError as error:
+        if not _is_of_several_processes(error):
             raise
         _leave(error)
     except (ValueError, ImportError, OSError) as error:
         _fail(str(error))
 
 
-def _parse(arguments: list[str] | None):
+def _parse(arguments: list[str]):
     """The command, from the arguments; tyro's boxed complaints become one line."""
-    commands = _commands(_base_config(sys.argv[1:] if arguments is None else arguments))
+    commands = _commands(_base_config(arguments))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -107,6 +110,15 @@ def _parse(arguments: list[str] | None):
             raise
         text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]|Error parsing \S+ |-{5,}", "", said.getvalue())
         _fail(" ".join(text.split()))
+
+
+def _is_of_several_processes(error: RuntimeError) -> bool:
+    """Whether it is jax that failed, in a job of several processes."""
+    import jax
+
+    from jaxmetric.sharding import num_processes
+
+    return isinstance(error, jax.errors.JaxRuntimeError) and num_processes() > 1
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

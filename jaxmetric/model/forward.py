@@ -19,7 +19,7 @@ from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.genes import gene_columns, warn_of_missing
 from jaxmetric.cells.packed import move_columns
 from jaxmetric.cells.source import opened
-from jaxmetric.cells.values import Values
+from jaxmetric.config import Values
 from jaxmetric.networks.autoencoder import Autoencoder
 from jaxmetric.sharding import cell_mesh, put_batch, replicated
 

@@ -18,8 +18,7 @@ from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.read import read_cells
 from jaxmetric.cells.source import paths_in, some
 from jaxmetric.cells.store import about
-from jaxmetric.cells.values import Values
-from jaxmetric.config import Config
+from jaxmetric.config import Config, Values
 from jaxmetric.evaluation.baselines import svd_baseline
 from jaxmetric.evaluation.embeddings import (
     MODEL,

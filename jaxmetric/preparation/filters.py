@@ -1,6 +1,5 @@
 """Which cells of a source are kept, and why the others are not."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,43 +10,7 @@ import scipy.sparse as sp
 from jaxmetric.cells.coded import Coded
 from jaxmetric.cells.genes import SYMBOLS, Names
 from jaxmetric.cells.source import Source
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Filters:
-    """Which cells are kept; as they are, all.
-
-    Attributes:
-      min_counts: least counts of a cell.
-      min_genes: least genes of a cell with a value.
-      max_mito: largest share of a cell's counts in mitochondrial genes ("MT-...", "mt-...").
-      exclude_studies: studies to leave out.
-      exclude_samples: samples, named in the column `sample_key`, to leave out.
-      sample_key: column of obs with the sample.
-    """
-
-    min_counts: int = 0
-    min_genes: int = 0
-    max_mito: float = 1.0
-    exclude_studies: tuple[str, ...] = ()
-    exclude_samples: tuple[str, ...] = ()
-    sample_key: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("exclude_studies", "exclude_samples"):
-            names = getattr(self, name)
-            object.__setattr__(self, name, (names,) if isinstance(names, str) else tuple(names))
-        if self.exclude_samples and self.sample_key is None:
-            raise ValueError(
-                "exclude_samples needs sample_key= / --sample-key, the column of obs with the sample."
-            )
-        if not 0 <= self.max_mito <= 1:
-            raise ValueError(f"max_mito must be a share from 0 to 1, but is {self.max_mito}.")
-        if self.min_counts < 0 or self.min_genes < 0:
-            raise ValueError(
-                f"min_counts and min_genes must be at least 0, but are {self.min_counts} and "
-                f"{self.min_genes}."
-            )
+from jaxmetric.config import Filters
 
 
 class Kept(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmetric.cells.genes import kind_of_names, of_one_kind, one_order
-from jaxmetric.cells.values import Values
+from jaxmetric.config import Values
 from jaxmetric.preparation.scan import Scan
 
 

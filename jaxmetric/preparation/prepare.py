@@ -17,10 +17,10 @@ from jaxmetric.cells.coded import numbered, renamed
 from jaxmetric.cells.packed import move_columns, value_type
 from jaxmetric.cells.source import opened, paths_in, stamp
 from jaxmetric.cells.store import FORMAT, require_zarr_3
-from jaxmetric.cells.values import Values
+from jaxmetric.config import Filters, Values
 from jaxmetric.files import write_json
 from jaxmetric.labels.ontology import CellOntology
-from jaxmetric.preparation.filters import Filters, kept_blocks
+from jaxmetric.preparation.filters import kept_blocks
 from jaxmetric.preparation.plan import Plan, plan_of
 from jaxmetric.preparation.report import report_of
 from jaxmetric.preparation.scan import Reading, Scan, obs_of, scan

@@ -12,8 +12,9 @@ from jaxmetric.cells.coded import Coded, all_of, coded
 from jaxmetric.cells.genes import Names, gene_names
 from jaxmetric.cells.read import label_column, study_column
 from jaxmetric.cells.source import Source, ValuesError, opened
-from jaxmetric.cells.values import Range, Values, value_kind
-from jaxmetric.preparation.filters import Filters, kept_blocks
+from jaxmetric.cells.values import Range, value_kind
+from jaxmetric.config import Filters, Values
+from jaxmetric.preparation.filters import kept_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
-import scipy.stats
 from jaxtyping import Float, Int, Num
 
 MARKERS = 200  # genes whose expression neighbours should share
@@ -89,7 +89,7 @@ def ranked_pairs(
     a = generator.integers(len(z), size=pairs)
     b = (a + generator.integers(1, max(len(z), 2), size=pairs)) % len(z)
     ranks = (
-        scipy.stats.rankdata(_cosine_distances(x, a, b))[:, None]
+        pd.Series(_cosine_distances(x, a, b)).rank().to_numpy()[:, None]
         for x in (sp.csr_matrix(z), hidden)
     )
     return RankedPairs((a, b), *ranks)

@@ -14,14 +14,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxmetric.errors import CheckpointWriteError
 from jaxmetric.sharding import is_first_process, wait_for_all
 
 log = logging.getLogger("jaxmetric")
 KEPT = 2  # newest checkpoints that a run keeps
-
-
-class CheckpointWriteError(OSError):
-    """A checkpoint that could not be written."""
 
 
 class Checkpoints:

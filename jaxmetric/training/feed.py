@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from jaxmetric.sharding import (
 from jaxmetric.training.step import train_step
 
 log = logging.getLogger("jaxmetric")
-DataOn = Literal["host", "device"]
 STEPS_PER_DISPATCH = 25  # at most, of cells on the devices: a request to stop waits for their end
 
 

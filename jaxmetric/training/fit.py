@@ -12,7 +12,7 @@ import pandas as pd
 
 from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.split import split, usable_cells
-from jaxmetric.config import Config
+from jaxmetric.config import Config, DataOn
 from jaxmetric.model.directory import digest
 from jaxmetric.model.load import load
 from jaxmetric.model.metric_learning import MetricLearning
@@ -23,7 +23,6 @@ from jaxmetric.sharding import (
     num_processes,
     wait_for_all,
 )
-from jaxmetric.training.feed import DataOn
 from jaxmetric.training.loop import best_epoch, train_epochs
 from jaxmetric.training.run import Run, identity
 from jaxmetric.training.warm_start import check_networks, join_labels, with_genes_of, with_sizes_of

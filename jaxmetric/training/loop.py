@@ -12,11 +12,11 @@ from jaxmetric.batches.batches import capacity
 from jaxmetric.batches.sampling import Draw, sampler
 from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.stored_rows import StoredRows
-from jaxmetric.config import HIGHER_IS_BETTER, Config
+from jaxmetric.config import HIGHER_IS_BETTER, Config, DataOn
 from jaxmetric.labels.label_set import label_set
 from jaxmetric.networks.components import leading_components
 from jaxmetric.sharding import replicated, same_everywhere, step_options
-from jaxmetric.training.feed import DataOn, from_device, from_host
+from jaxmetric.training.feed import from_device, from_host
 from jaxmetric.training.run import Carried, Progress, Run, finite
 from jaxmetric.training.signals import stop_requests
 from jaxmetric.training.step import init_state

@@ -8,14 +8,6 @@ from collections.abc import Callable, Iterator
 from jaxmetric.sharding import num_processes
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training was told to stop, and stopped with everything saved; `signum` is the signal."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], int]]:
     """A function that says which signal has asked to stop; 0: none has.

@@ -13,10 +13,10 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from jaxmetric.config import Config
+from jaxmetric.errors import Interrupted, NonFiniteError
 from jaxmetric.sharding import is_first_process, stop_is_due
 from jaxmetric.training.collapse import alarms
 from jaxmetric.training.run import Carried, Progress, Run
-from jaxmetric.training.signals import Interrupted
 
 log = logging.getLogger("jaxmetric")
 EPOCHS_OF_ALARM = 3  # epochs in a row that must show a sign of collapse
@@ -34,10 +34,6 @@ LOGGED = (
 
 
 T = TypeVar("T")
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss or its gradient is NaN or infinite."""
 
 
 class Report(NamedTuple):
