@@ -83,15 +83,9 @@ def fit(
     check_data_on(data_on)
     check_tensorboard(tensorboard, directory)
     with open_run(directory, train, held_out, config, start, tensorboard) as run:
+        report, variables = Report(progress, log_every), start and start.variables
         variables, history = train_epochs(
-            train,
-            held_out,
-            config.for_cells(len(train)),
-            start and start.variables,
-            mesh,
-            run,
-            Report(progress, log_every),
-            data_on,
+            train, held_out, config, variables, mesh, run, report, data_on
         )
     model = trained_model(variables, history, config, train, held_out, dropped, start)
     if run is not None:

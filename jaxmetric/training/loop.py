@@ -38,7 +38,23 @@ def train_epochs(
     report: Report,
     data_on: DataOn,
 ) -> tuple[dict, list[dict]]:
-    """The networks' variables, of the last or the best epoch, and a row of metrics per epoch."""
+    """Trains on the cells, from the run's newest checkpoint if there is one.
+
+    Args:
+      train: the training cells.
+      held_out: cells to score after each epoch; None: there are none.
+      config: the hyperparameters.
+      start: variables of the networks to start from; None: new ones.
+      mesh: the devices.
+      run: the run's directory; None: nothing is written.
+      report: what is shown while training goes on.
+      data_on: where the training cells lie.
+
+    Returns:
+      The networks' variables, of the best epoch by the monitor or of the last epoch, and a row of
+      metrics per epoch.
+    """
+    config = config.for_cells(len(train))
     draw = draws(train, config)
     feed = feed_of(train, config, mesh, fullest_share(train, draw, config, mesh), data_on)
     step = jitted_step(feed, mesh)
