@@ -72,47 +72,25 @@ def read_cells(
         if genes is None:
             return stored
         return _in_order(stored, genes, min_gene_overlap, str(sources[0]))
-    sources = [
-        one
-        for given in sources
-        for one in ([given] if isinstance(given, anndata.AnnData) else paths_in(Path(given)))
-    ]
-    if not sources:
-        raise ValueError("no data: expected a path or an AnnData, but got an empty list.")
     parts = [
         _read_one(one, _name(one, i), label_key, study_key, layer, values, gene_key)
-        for i, one in enumerate(sources)
+        for i, one in enumerate(_each(sources))
     ]
-    kinds = {part.values for part in parts}
-    if len(kinds) > 1:
-        found = ", ".join(f"{part.name}: {part.values}" for part in parts)
-        raise ValueError(
-            f"the sources mix counts and log-normalised values ({found}); choose matrices of one "
-            "kind with layer= / --layer, or say what they hold with values= / --values."
-        )
-    target = _shared_genes(parts) if genes is None else tuple(genes)
-    aligned = [
-        align_genes(part.X, part.genes, target, min_gene_overlap if genes else 0.0, part.name)
-        for part in parts
+    _check_one_kind(parts)
+    cells = _joined(parts, genes, min_gene_overlap, ontology)
+    return cells if label_key is not None else dataclasses.replace(cells, ontology=None)
+
+
+def _each(sources: list) -> list:
+    """The sources with each folder replaced by the files in it."""
+    each = [
+        one
+        for source in sources
+        for one in ([source] if isinstance(source, anndata.AnnData) else paths_in(Path(source)))
     ]
-    if genes is None:
-        _check_shared(parts, target, min_gene_overlap)
-    else:
-        for part, (_, missing) in zip(parts, aligned, strict=True):
-            warn_of_missing(missing, len(target), part.name)
-    labels = by_term(joined([part.labels for part in parts]), ontology)
-    studies = joined([part.studies for part in parts])
-    return Cells(
-        X=sp.vstack([X for X, _ in aligned], format="csr"),
-        values=parts[0].values,
-        genes=target,
-        labels=labels.codes,
-        label_names=labels.names,
-        studies=studies.codes,
-        study_names=studies.names,
-        ontology=ontology if label_key is not None else None,
-        missing_genes=tuple(set.intersection(*(set(missing) for _, missing in aligned))),
-    )
+    if not each:
+        raise ValueError("no data: expected a path or an AnnData, but got an empty list.")
+    return each
 
 
 def _in_order(cells: Cells, genes: Sequence[str], min_gene_overlap: float, name: str) -> Cells:
@@ -208,6 +186,48 @@ def by_term(labels: Coded, ontology: CellOntology | None) -> Coded:
         return labels
     ids = ontology.resolve(labels.names)
     return renamed(labels, {n: ontology.name(i) for n, i in zip(labels.names, ids, strict=True)})
+
+
+def _check_one_kind(parts: list[_Part]) -> None:
+    """Raises a ValueError unless all parts hold counts, or all hold log-normalised values."""
+    if len({part.values for part in parts}) > 1:
+        kinds = ", ".join(f"{part.name}: {part.values}" for part in parts)
+        raise ValueError(
+            f"the sources mix counts and log-normalised values ({kinds}); choose matrices of one "
+            "kind with layer= / --layer, or say what they hold with values= / --values."
+        )
+
+
+def _joined(
+    parts: list[_Part],
+    genes: Sequence[str] | None,
+    min_gene_overlap: float,
+    ontology: CellOntology | None,
+) -> Cells:
+    """The cells of all parts, aligned to the genes; to the genes that the parts share if None."""
+    target = _shared_genes(parts) if genes is None else tuple(genes)
+    aligned = [
+        align_genes(part.X, part.genes, target, min_gene_overlap if genes else 0.0, part.name)
+        for part in parts
+    ]
+    if genes is None:
+        _check_shared(parts, target, min_gene_overlap)
+    else:
+        for part, (_, missing) in zip(parts, aligned, strict=True):
+            warn_of_missing(missing, len(target), part.name)
+    labels = by_term(joined([part.labels for part in parts]), ontology)
+    studies = joined([part.studies for part in parts])
+    return Cells(
+        X=sp.vstack([X for X, _ in aligned], format="csr"),
+        values=parts[0].values,
+        genes=target,
+        labels=labels.codes,
+        label_names=labels.names,
+        studies=studies.codes,
+        study_names=studies.names,
+        ontology=ontology,
+        missing_genes=tuple(set.intersection(*(set(missing) for _, missing in aligned))),
+    )
 
 
 def _shared_genes(parts: list[_Part]) -> tuple[str, ...]:

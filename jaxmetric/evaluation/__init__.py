@@ -1,4 +1,4 @@
-"""How good an embedding is: the scores of labelled cells put together, and shown.
+"""How good an embedding is: the scores of labelled cells, as a report and as pictures.
 
-`report` makes the report and its table, `page` the same with pictures.
+`evaluate` goes from cells to the report; `report` has the scores and their table, `page` the pictures.
 """

@@ -1,7 +1,7 @@
-"""The embeddings that a report compares: the model's, and others of the same cells."""
+"""The embeddings that a report compares: the model's embedding, and others of the same cells."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +17,11 @@ class Embedding(NamedTuple):
     """An embedding of the cells that a report is about.
 
     Attributes:
-      query: of the query cells.
-      reference: of the reference cells.
-      hidden: of the query cells, made without the hidden genes; None: they cannot be hidden from it.
-      error: squared error of each query cell's reconstruction, mean over genes; None: there is none.
+      query: embeddings of the query cells.
+      reference: embeddings of the reference cells.
+      hidden: embeddings of the query cells without the hidden genes; None where the embedding was
+        given, so that no genes can be hidden from it.
+      error: squared error of each query cell's reconstruction, mean over genes; None: no decoder.
       power: squared expression of each query cell, mean over genes.
     """
 
@@ -31,15 +32,43 @@ class Embedding(NamedTuple):
     power: Float[np.ndarray, " q"] | None = None
 
 
+def model_embedding(
+    embed: Callable[[Cells], Float[np.ndarray, "n d"]],
+    embed_and_reconstruct: Callable[[Cells], tuple[np.ndarray, np.ndarray, np.ndarray]] | None,
+    query: Cells,
+    reference: Cells | None,
+) -> Embedding:
+    """A model's embedding of cells that have the genes it reads.
+
+    Args:
+      embed: cells -> embeddings.
+      embed_and_reconstruct: cells -> embeddings, squared error of the reconstruction and squared
+        expression, both summed over genes; None: the model has no decoder.
+      query: the query cells.
+      reference: the reference cells; without them, neither they nor hidden genes are embedded.
+    """
+    error = power = None
+    if embed_and_reconstruct is None:
+        z = embed(query)
+    else:
+        z, *sums = embed_and_reconstruct(query)
+        error, power = (one.astype(np.float64) / len(query.genes) for one in sums)
+    if reference is None:
+        return Embedding(z, z[:0], None, error, power)
+    seen = query.with_genes(seen_genes(query.genes)).with_genes(query.genes)
+    hidden, z_reference = embed(seen), embed(reference)
+    return Embedding(z, z_reference, hidden, error, power)
+
+
 def given_embeddings(
     embeddings: Mapping[str, tuple], num_query: int, num_reference: int
 ) -> dict[str, Embedding]:
-    """Embeddings that the user has, checked.
+    """The user's embeddings of the same cells, checked.
 
     Raises:
       ValueError: for a name that is taken, or values that are no embedding of these cells.
     """
-    found = {}
+    checked = {}
     for name, pair in embeddings.items():
         if name in (MODEL, SVD):
             raise ValueError(f"an embedding cannot be named {name!r}: choose another name.")
@@ -57,8 +86,8 @@ def given_embeddings(
             )
         if not (np.isfinite(z).all() and np.isfinite(z_reference).all()):
             raise ValueError(f"embedding {name!r} has values that are NaN or infinite.")
-        found[name] = Embedding(z, z_reference)
-    return found
+        checked[name] = Embedding(z, z_reference)
+    return checked
 
 
 def seen_genes(genes: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,5 +97,5 @@ def seen_genes(genes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def in_memory(cells: Cells) -> Cells:
-    """The same cells, read where they lie in a store."""
+    """The same cells with their values in memory, read from the store where they lie in one."""
     return dataclasses.replace(cells, X=cells.matrix())

@@ -1,17 +1,17 @@
-"""Labels of new cells from their nearest reference cells, and which new cells are unlike any."""
+"""Labels of new cells from their nearest reference cells, and flags of new cells unlike all of these."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import anndata
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxmetric.cells.cells import Cells, require_cells
-from jaxmetric.cells.source import opened, paths_in
+from jaxmetric.cells.source import opened, paths_in, some
 from jaxmetric.metric.neighbors import Neighbors, label_votes, nearest_neighbors
 
 log = logging.getLogger("jaxmetric")
@@ -27,8 +27,8 @@ class Reference(NamedTuple):
 
     Attributes:
       z: their embeddings.
-      labels: label of each as an index into `label_names`.
-      label_names: the names.
+      labels: label of each cell, as an index into `label_names`.
+      label_names: names of the labels.
       threshold: the distance beyond which a cell is out of distribution.
     """
 
@@ -38,6 +38,34 @@ class Reference(NamedTuple):
     threshold: float
 
 
+def have_trained_label(
+    cells: Cells, labels: Sequence[str], *, or_below: bool
+) -> Bool[np.ndarray, " cells"]:
+    """Which reference cells have a label that the model was trained on.
+
+    Args:
+      cells: the reference cells.
+      labels: the labels that the model was trained on.
+      or_below: descendants of these labels count too.
+
+    Raises:
+      ValueError: when no cell has such a label.
+    """
+    known = cells.of_labels(labels, or_below=or_below)
+    if not known.any():
+        raise ValueError(
+            f"none of the {len(cells)} reference cells has a label that the model was trained on "
+            f"({some(labels, 5)}): name their column with label_key= / --label-key (or "
+            "--reference-label-key), or use all labels with all_labels=True / --all-labels."
+        )
+    log.info(
+        "%d of %d reference cells have a label that the model was trained on",
+        known.sum(),
+        len(cells),
+    )
+    return known
+
+
 def reference_of(
     cells: Cells,
     embed: Callable[[Cells], Float[np.ndarray, "r d"]],
@@ -45,7 +73,7 @@ def reference_of(
     k: int,
     quantile: float,
 ) -> Reference:
-    """The labelled ones of the cells, embedded, with the threshold of `distance_threshold`.
+    """The labelled cells, embedded, with the threshold of `distance_threshold`.
 
     Raises:
       ValueError: when fewer than k cells have a label (or fewer than two, which have no distances), k
@@ -126,25 +154,14 @@ def annotate(
     Raises:
       ValueError: when `neighbors` gives anything but (q, k) indices of reference cells, and distances.
     """
-    found = Neighbors(*map(np.asarray, neighbors(z, reference.z, k)))
-    indices, distances = found
-    if any(part.shape != (len(z), k) for part in found) or not (
-        np.issubdtype(indices.dtype, np.integer)
-        and ((indices >= 0) & (indices < len(reference.z))).all()
-        and ((distances >= 0) & np.isfinite(distances)).all()
-    ):
-        raise ValueError(
-            f"neighbors must give whole-numbered indices from 0 to {len(reference.z) - 1} and finite "
-            f"distances >= 0, both of shape {(len(z), k)}, but gave {indices.dtype} indices of shape "
-            f"{indices.shape} and distances of shape {distances.shape}, or some of them are out of range."
-        )
+    nearest = _checked(neighbors(z, reference.z, k), len(z), len(reference.z), k)
     label, confidence = np.zeros(len(z), np.int32), np.zeros(len(z), np.float32)
     for first in range(0, len(z), ROWS):
         rows = slice(first, first + ROWS)
-        some = Neighbors(found.indices[rows], found.distances[rows])
-        votes = label_votes(some, reference.labels, len(reference.label_names))
+        block = Neighbors(nearest.indices[rows], nearest.distances[rows])
+        votes = label_votes(block, reference.labels, len(reference.label_names))
         label[rows], confidence[rows] = votes.argmax(1), votes.max(1) / votes.sum(1)
-    distance = found.distances.min(1).astype(np.float32)
+    distance = nearest.distances.min(1).astype(np.float32)
     out = distance > reference.threshold
     log.info("%d of %d cells are out of distribution", out.sum(), len(z))
     return pd.DataFrame(
@@ -155,6 +172,30 @@ def annotate(
             "jaxmetric_out_of_distribution": out,
         }
     )
+
+
+def _checked(searched: tuple, num_query: int, num_reference: int, k: int) -> Neighbors:
+    """The result of a search as arrays, where it is of the right shape and range."""
+    indices, distances = nearest = Neighbors(*map(np.asarray, searched))
+    if any(part.shape != (num_query, k) for part in nearest) or not (
+        np.issubdtype(indices.dtype, np.integer)
+        and ((indices >= 0) & (indices < num_reference)).all()
+        and ((distances >= 0) & np.isfinite(distances)).all()
+    ):
+        raise ValueError(
+            f"neighbors must give whole-numbered indices from 0 to {num_reference - 1} and finite "
+            f"distances >= 0, both of shape {(num_query, k)}, but gave {indices.dtype} indices of shape "
+            f"{indices.shape} and distances of shape {distances.shape}, or some of them are out of range."
+        )
+    return nearest
+
+
+def add_to_obs(source: object, columns: pd.DataFrame) -> pd.DataFrame:
+    """The columns, also set in the `obs` of a source that is an AnnData."""
+    if isinstance(source, anndata.AnnData):
+        for name in columns:
+            source.obs[name] = columns[name]
+    return columns
 
 
 def cell_names(source: str | Path | anndata.AnnData | Cells, layer: str | None) -> pd.Index:

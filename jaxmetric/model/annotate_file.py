@@ -37,7 +37,8 @@ def annotate_file(
         into the file itself, which is replaced only once the new one is whole.
       k: neighbours that vote.
       all_labels: use reference cells of every label, not only of those that the model was trained on.
-      quantile: of the distances between studies, beyond which a cell is out of distribution.
+      quantile: quantile of the distances between studies that is the threshold, as in
+        `MetricLearning.annotate`.
       progress: show progress bars, on a terminal.
       how: `layer`, `values`, `gene_key`, `min_gene_overlap`, as in `MetricLearning.embed`.
 
@@ -53,19 +54,19 @@ def annotate_file(
             f"annotations are written to h5ad files only, not to {target}: name an .h5ad with out= / "
             "--out; of a zarr folder it gets obs alone."
         )
-    known = model.embedded_reference(
+    embedded_reference = model.embedded_reference(
         reference, all_labels, k=k, quantile=quantile, progress=progress
     )
     with embedded(model, file, target, progress, how) as (z, work):
-        found = annotate(z, known, k=k)
+        columns = annotate(z, embedded_reference, k=k)
         if file.is_dir():
             with opened(file, str(file), how.get("layer")) as cells:
-                obs = cells.obs.assign(**found.set_axis(cells.obs.index))
+                obs = cells.obs.assign(**columns.set_axis(cells.obs.index))
             anndata.AnnData(obs=obs).write_h5ad(work / "new")
             (work / "new").replace(target)
         else:
             with changed_copy(file, target, work) as group:
-                _into_obs(group, found)
+                _into_obs(group, columns)
     return target
 
 

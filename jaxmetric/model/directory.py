@@ -1,26 +1,63 @@
 """Self-describing model directories. No pickle.
 
-A model directory holds `model.json`, everything about the model but its arrays, with the size and
-SHA-256 of every other file, and `variables/`, the arrays, written by Orbax. It is written beside its
-place and renamed into it when whole.
+A model directory holds `model.json`, all of the model but its arrays, with the size and SHA-256 of
+every other file, and `variables/`, the arrays, written by Orbax. It is written beside its place and
+renamed into it when whole.
 """
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pandas as pd
 
+from jaxmetric.config import Config
 from jaxmetric.files import whole_directory, write_json
 
+if TYPE_CHECKING:
+    from jaxmetric.model.metric_learning import MetricLearning
+
 MODEL_FORMAT = "jaxmetric model 1"
+PACKAGES = ("jaxmetric", "jax", "flax", "optax", "orbax-checkpoint")
 
 
 class ModelFileError(ValueError):
     """A model directory that is incomplete, damaged, or not ours."""
+
+
+def metadata_of(model: "MetricLearning") -> dict[str, Any]:
+    """The fields of a model but its arrays, as `model.json` has them; `fields_of` is the inverse."""
+    history = model.history.astype(object).where(model.history.notna(), None)
+    return {
+        "config": model.config.to_dict(),
+        "genes": list(model.genes),
+        "labels": list(model.labels),
+        "label_ids": model.label_ids and list(model.label_ids),
+        "ontology_version": model.ontology_version,
+        "networks": sorted(model.variables["params"]),
+        "trained_on": model.trained_on,
+        "history": history.to_dict("records"),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def fields_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a model but its arrays, from the content of `model.json`."""
+    return {
+        "config": Config.from_dict(meta["config"]),
+        "genes": tuple(meta["genes"]),
+        "labels": tuple(meta["labels"]),
+        "label_ids": meta["label_ids"] and tuple(meta["label_ids"]),
+        "ontology_version": meta["ontology_version"],
+        "trained_on": meta["trained_on"],
+        "history": pd.DataFrame(meta["history"]),
+    }
 
 
 def save_model(directory: Path, variables: dict, meta: dict, overwrite: bool = False) -> None:
@@ -45,7 +82,7 @@ def save_model(directory: Path, variables: dict, meta: dict, overwrite: bool = F
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    """One for this process by itself, also where there are several."""
+    """A checkpointer of this process alone, which does not wait for the others of a job."""
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process {this}"
@@ -90,7 +127,7 @@ def load_model(directory: Path, shapes: Callable[[dict], dict]) -> tuple[dict, d
 
 
 def read_meta(directory: Path) -> dict:
-    """All about a model but its arrays: the content of `model.json`."""
+    """The content of `model.json`: all of a model but its arrays."""
     path = directory / "model.json"
     if (directory / "encoder.ckpt").exists():
         raise ModelFileError(
@@ -128,7 +165,7 @@ def _fingerprint(path: Path) -> dict:
 
 
 def digest(variables: dict) -> str:
-    """A SHA-256 of a model's arrays: what a run started from."""
+    """A SHA-256 of a model's arrays."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         sha.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import anndata
 import jax
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +19,9 @@ from jaxmetric.batches.stream import batches_of, of_one_kind
 from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.genes import gene_columns, warn_of_missing
 from jaxmetric.cells.packed import move_columns
-from jaxmetric.cells.source import opened
+from jaxmetric.cells.read import read_cells
+from jaxmetric.cells.source import opened, paths_in
+from jaxmetric.cells.store import about
 from jaxmetric.config import Values
 from jaxmetric.networks.autoencoder import Autoencoder
 from jaxmetric.sharding import cell_mesh, put_batch, replicated
@@ -44,19 +47,41 @@ def embed_and_reconstruct(network: Autoencoder, variables: dict, batch: Batch, c
 def over_cells(
     function: Callable, network: Autoencoder, variables: dict, cells: Cells, *, progress: bool
 ) -> Any:
-    """The arrays that one of the functions above gives for every cell, in the order of the cells."""
+    """The arrays that `embed` or `embed_and_reconstruct` gives for every cell, in the cells' order."""
     mesh = cell_mesh(jax.local_devices())
     size, counts = _batch_size(len(cells), mesh.size), cells.values == "counts"
     variables = jax.device_put(variables, replicated(mesh))
     rows = rows_in_order(np.arange(len(cells)), size)
     fullest = capacity(cells.lengths, rows, mesh.size)
-    made = prefetch(batches(cells, rows, reader(cells), mesh.size, fullest))
-    bar = tqdm(made, "embedding", len(rows), unit="batch", disable=None if progress else True)
-    found = [
+    ahead = prefetch(batches(cells, rows, reader(cells), mesh.size, fullest))
+    bar = tqdm(ahead, "embedding", len(rows), unit="batch", disable=None if progress else True)
+    outputs = [
         jax.device_get(function(network, variables, put_batch(batch, mesh), counts))
         for batch in bar
     ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(cells)], *found)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(cells)], *outputs)
+
+
+def over_source(
+    network: Autoencoder,
+    variables: dict,
+    genes: Sequence[str],
+    source: str | Path | anndata.AnnData | Cells | Sequence,
+    *,
+    progress: bool,
+    **reading: Any,
+) -> Float[np.ndarray, "cells latent"]:
+    """Embeddings of every cell of the source: a file's are read a block at a time.
+
+    `reading`: `layer`, `values`, `gene_key`, `min_gene_overlap`, as in `MetricLearning.embed`.
+    """
+    if isinstance(source, str | Path) and about(Path(source)) is None:
+        networks = network, variables, genes
+        files = paths_in(Path(source))
+        blocks = (over_file(*networks, file, progress=progress, **reading) for file in files)
+        return np.concatenate([z for blocks_of_file in blocks for z in blocks_of_file])
+    cells = read_cells(source, genes=genes, ontology=None, **reading)
+    return over_cells(embed, network, variables, cells, progress=progress)
 
 
 def over_file(
@@ -72,7 +97,7 @@ def over_file(
     start: int = 0,
     progress: bool = False,
 ) -> Iterator[Float[np.ndarray, "some latent"]]:
-    """Embeddings of a file's cells from `start` on, some at a time: the file may have any size.
+    """Embeddings of a file's cells from number `start` on, a batch at a time, for files of any size.
 
     Arguments as in `MetricLearning.embed`.
     """
@@ -83,7 +108,7 @@ def over_file(
         warn_of_missing(missing, len(genes), cells.name)
         kind, blocks = of_one_kind(cells, values, start)
         aligned = (move_columns(X, columns, len(genes)) for X in blocks)
-        made = prefetch(batches_of(aligned, _batch_size(len(cells), mesh.size), mesh.size))
+        ahead = prefetch(batches_of(aligned, _batch_size(len(cells), mesh.size), mesh.size))
         bar = tqdm(
             total=len(cells),
             initial=start,
@@ -91,8 +116,8 @@ def over_file(
             unit=" cells",
             disable=None if progress else True,
         )
-        with bar, contextlib.closing(blocks), contextlib.closing(made):
-            for batch, real in made:
+        with bar, contextlib.closing(blocks), contextlib.closing(ahead):
+            for batch, real in ahead:
                 z = embed(network, variables, put_batch(batch, mesh), kind == "counts")
                 yield np.asarray(z)[:real]
                 bar.update(real)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pandas as pd
 
 from jaxmetric.config import Config
 from jaxmetric.labels.ontology import CellOntology
-from jaxmetric.model.directory import load_model, read_meta
+from jaxmetric.model.directory import fields_of, load_model, read_meta
 from jaxmetric.model.metric_learning import MetricLearning
 from jaxmetric.networks.autoencoder import autoencoder
 from jaxmetric.scimilarity.directory import read_model
@@ -18,22 +17,13 @@ log = logging.getLogger("jaxmetric")
 
 
 def load(directory: str | Path) -> MetricLearning:
-    """Loads what `MetricLearning.save` or `fit` wrote: a model directory, or a run with one inside.
+    """Loads a model from its directory, or from the directory of a finished run.
 
     Raises:
       ValueError: when a file is missing, truncated, changed or foreign; the message names it.
     """
     variables, meta = load_model(_model_directory(Path(directory)), _shapes)
-    return MetricLearning(
-        config=Config.from_dict(meta["config"]),
-        genes=tuple(meta["genes"]),
-        labels=tuple(meta["labels"]),
-        variables=variables,
-        label_ids=meta["label_ids"] and tuple(meta["label_ids"]),
-        ontology_version=meta["ontology_version"],
-        trained_on=meta["trained_on"],
-        history=pd.DataFrame(meta["history"]),
-    )
+    return MetricLearning(variables=variables, **fields_of(meta))
 
 
 def load_config(directory: str | Path) -> Config:
@@ -45,9 +35,9 @@ def load_scimilarity(directory: str | Path) -> MetricLearning:
     """Loads a SCimilarity model directory, without torch and without executing its pickles.
 
     `encoder.ckpt`, `layer_sizes.json`, `gene_order.tsv` and `label_ints.csv` must be there;
-    `decoder.ckpt` (for reconstruction) and `hyperparameters.json` (for training on) may. The config is
-    `Config.scimilarity()` with the directory's hyperparameters. The model reads log1p of counts per
-    10,000; raw counts are normalised for it.
+    `decoder.ckpt` (to reconstruct) and `hyperparameters.json` (to train further) may be absent. The
+    config is `Config.scimilarity()` with the directory's hyperparameters. The model reads log1p of
+    counts per 10,000; raw counts are normalised for it.
 
     Raises:
       ValueError: for a file that is missing, damaged, unsafe, or does not fit the others.

@@ -15,7 +15,7 @@ class Plan(NamedTuple):
 
     Attributes:
       scans: of each file that is used, in order.
-      files: what each file is called.
+      files: the name of each file, by its path.
       columns: for each file, the store's column of each of its genes, -1: none.
       genes: the store's genes.
       terms: for each label as spelled in a file, its name in the store; None: no term.
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     ontology: str | None
 
 
-def plan_of(scans, called, genes, min_gene_overlap, ontology) -> Plan:
+def plan_of(scans, study_names, genes, min_gene_overlap, ontology) -> Plan:
     """The plan of the scanned files.
 
     Raises:
@@ -66,7 +66,7 @@ def plan_of(scans, called, genes, min_gene_overlap, ontology) -> Plan:
         raise ValueError("no cell is kept: loosen the filters.")
     return Plan(
         scans=scans,
-        files={name: called[name] for name in scans},
+        files={name: study_names[name] for name in scans},
         columns=columns,
         genes=order,
         terms=terms,

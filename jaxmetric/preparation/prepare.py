@@ -1,4 +1,4 @@
-"""Files of cells -> one training store: first all are checked, then each is written, just once."""
+"""Files of cells -> one training store: all files are checked first, then each is written once."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,27 +92,14 @@ def prepare(
     if ontology == "default":
         ontology = CellOntology.default()
     genes = genes if isinstance(genes, str) else list(genes)
-    work = out.absolute().parent / f".{out.name}.partial"
-    called = _called(paths)
-    options = dataclasses.asdict(reading) | dataclasses.asdict(filters)
-    options |= {"genes": genes, "min_gene_overlap": min_gene_overlap}
-    options["ontology"] = ontology and ontology.version
+    work, study_names = out.absolute().parent / f".{out.name}.partial", _study_names(paths)
+    options = _options(reading, filters, genes, min_gene_overlap, ontology)
     open_work(work, {"format": STATE, "files": list(map(stamp, paths)), "options": options})
     with _bar("checking", paths, progress) as bar:
-        scans, bad = _scan_all(called, reading, filters, work, bar)
-    if bad and not (skip_bad and scans):
-        raise ValueError(
-            f"{len(bad)} of {len(paths)} files cannot be used, and nothing was written: "
-            f"{'; '.join(why.rstrip('.') for why in bad.values())}. Leave them out, or say "
-            "skip_bad=True / --skip-bad."
-        )
-    for why in bad.values():
-        log.warning("left out: %s", why)
-    for name in ("study", "sample"):
-        wanted = getattr(filters, {"study": "exclude_studies", "sample": "exclude_samples"}[name])
-        if wanted and not any(scan.dropped.get(f"{name} excluded") for scan in scans.values()):
-            log.warning("no cell is of an excluded %s: %s", name, ", ".join(wanted))
-    plan = plan_of(scans, called, genes, min_gene_overlap, ontology)
+        scans, bad = _scan_all(study_names, reading, filters, work, bar)
+    _report_bad(bad, len(paths), may_skip=bool(skip_bad and scans))
+    _warn_of_unused_exclusions(scans, filters)
+    plan = plan_of(scans, study_names, genes, min_gene_overlap, ontology)
     _hold_to(plan, work)
     with _bar("writing", list(map(Path, scans)), progress) as bar:
         for name in scans:
@@ -124,31 +112,66 @@ def prepare(
     return report
 
 
-def _scan_all(called, reading, filters, work: Path, bar) -> tuple[dict[str, Scan], dict[str, str]]:
-    """The scans of the files that can be used, and what is wrong with each other one."""
+def _options(
+    reading: Reading,
+    filters: Filters,
+    genes: str | list[str],
+    min_gene_overlap: float,
+    ontology: CellOntology | None,
+) -> dict[str, Any]:
+    """All that the store depends on besides the files; work on other options is not continued."""
+    options = dataclasses.asdict(reading) | dataclasses.asdict(filters)
+    options |= {"genes": genes, "min_gene_overlap": min_gene_overlap}
+    return options | {"ontology": ontology and ontology.version}
+
+
+def _report_bad(bad: dict[str, str], num_files: int, *, may_skip: bool) -> None:
+    """Warns of the files that cannot be used; raises a ValueError where they may not be skipped."""
+    if bad and not may_skip:
+        raise ValueError(
+            f"{len(bad)} of {num_files} files cannot be used, and nothing was written: "
+            f"{'; '.join(why.rstrip('.') for why in bad.values())}. Leave them out, or say "
+            "skip_bad=True / --skip-bad."
+        )
+    for why in bad.values():
+        log.warning("left out: %s", why)
+
+
+def _warn_of_unused_exclusions(scans: dict[str, Scan], filters: Filters) -> None:
+    """Warns where no cell is of an excluded study or sample: its name may be misspelled."""
+    exclusions = {"study": filters.exclude_studies, "sample": filters.exclude_samples}
+    for kind, names in exclusions.items():
+        if names and not any(scan.dropped.get(f"{kind} excluded") for scan in scans.values()):
+            log.warning("no cell is of an excluded %s: %s", kind, ", ".join(names))
+
+
+def _scan_all(
+    study_names: dict[str, str], reading: Reading, filters: Filters, work: Path, bar: tqdm
+) -> tuple[dict[str, Scan], dict[str, str]]:
+    """The scan of each usable file, and the error of each file that cannot be used."""
     scans, bad = {}, {}
-    for path, study in ((Path(name), study) for name, study in called.items()):
-        how = [stamp(path), study, dataclasses.asdict(reading), dataclasses.asdict(filters)]
-        saved = work / "scans" / f"{digest(how)}.json"
+    for path, study in ((Path(name), study) for name, study in study_names.items()):
+        inputs = [stamp(path), study, dataclasses.asdict(reading), dataclasses.asdict(filters)]
+        saved = work / "scans" / f"{digest(inputs)}.json"
         try:
             if saved.exists():
-                found = Scan(**json.loads(saved.read_text()))
-                found = found._replace(names={k: tuple(v) for k, v in found.names.items()})
+                result = Scan(**json.loads(saved.read_text()))
+                result = result._replace(names={k: tuple(v) for k, v in result.names.items()})
                 bar.update(_size(path))
             else:
-                found = scan(path, reading, filters, study, _advance(bar, path))
-                write_json(saved, found._asdict())
+                result = scan(path, reading, filters, study, _advance(bar, path))
+                write_json(saved, result._asdict())
         except (ValueError, OSError) as error:
             bad[str(path)] = str(error) if str(path) in str(error) else f"{path}: {error}"
             continue
-        scans[str(path)] = found
+        scans[str(path)] = result
     return scans, bad
 
 
 def _write_once(
     path: Path, plan: Plan, reading: Reading, filters: Filters, work: Path, bar
 ) -> None:
-    """Writes a file's values to their place in the store, and all else of its cells beside it."""
+    """Writes a file's values to their place in the store, and its cells' columns to `parts/`."""
     part = work / "parts" / f"{_slug(path)}.npz"
     if part.exists():
         bar.update(_size(path))
@@ -198,7 +221,7 @@ def _names(index: pd.Index, plan: Plan, name: str) -> np.ndarray:
 def _finish(
     store, plan: Plan, reading: Reading, filters: Filters, report: dict, work: Path
 ) -> None:
-    """Makes an AnnData of the values written, the parts, and the report."""
+    """Completes the store: row pointers, `obs`, genes, report and checksums, beside the values."""
 
     def parts(name: str) -> Iterator[np.ndarray]:
         for path in plan.scans:
@@ -207,14 +230,7 @@ def _finish(
 
     cells = sum(scan.kept for scan in plan.scans.values())
     group = zarr.open_group(str(store), mode="a", zarr_format=3)
-    group.require_group("X")
-    total = sum(plan.num_values.values())
-    kind = np.int32 if total < 2**31 else np.int64  # as indices, while a matrix in memory can be so
-    indptr = write_numbers(group["X"], "indptr", kind, cells + 1)
-    at, total = 1, 0
-    for lengths in parts("lengths"):
-        indptr[at : at + len(lengths)] = total + np.cumsum(lengths)
-        at, total = at + len(lengths), total + int(lengths.sum())
+    _write_row_pointers(group, parts("lengths"), cells, sum(plan.num_values.values()))
     sizes = [scan.kept for scan in plan.scans.values()]
     columns: dict[str, tuple] = {
         reading.label_key: (parts("labels"), plan.labels),
@@ -238,6 +254,18 @@ def _finish(
     }
     write_anndata(group, cells, plan.genes, about)
     write_checksums(group, store)
+
+
+def _write_row_pointers(
+    group: zarr.Group, lengths: Iterator[np.ndarray], num_cells: int, num_values: int
+) -> None:
+    """Writes the `indptr` of the CSR matrix X from the number of values of each cell."""
+    kind = np.int32 if num_values < 2**31 else np.int64  # that of indices, as long as it suffices
+    indptr = write_numbers(group.require_group("X"), "indptr", kind, num_cells + 1)
+    row, total = 1, 0
+    for counts in lengths:
+        indptr[row : row + len(counts)] = total + np.cumsum(counts)
+        row, total = row + len(counts), total + int(counts.sum())
 
 
 def _listed(files) -> list:
@@ -267,7 +295,7 @@ def _check_columns(reading: Reading, filters: Filters) -> None:
 
 
 def _hold_to(plan: Plan, work: Path) -> None:
-    """What was written for another plan, as where a file could not be read before, does not count."""
+    """Discards what was written for another plan, as when a file could not be read before."""
     known = [plan.genes, plan.terms, plan.studies, plan.samples, plan.num_values, plan.files]
     found = digest([*known, [scan.kept for scan in plan.scans.values()]])
     path = work / "plan.json"
@@ -279,8 +307,8 @@ def _hold_to(plan: Plan, work: Path) -> None:
     write_json(path, {"digest": found})
 
 
-def _called(paths: list[Path]) -> dict[str, str]:
-    """What each file is called: its name without suffix, or its path where others have that name."""
+def _study_names(paths: list[Path]) -> dict[str, str]:
+    """A name for each file: its own without suffix, or its path where others have that name."""
     stems = Counter(path.stem for path in paths)
     return {str(path): path.stem if stems[path.stem] == 1 else str(path) for path in paths}
 

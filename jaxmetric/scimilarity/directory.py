@@ -8,6 +8,7 @@ the encoder's tensors), `hyperparameters.json`, `gene_order.tsv` (a gene a line)
 import csv
 import io
 import json
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmetric.config import Config
+from jaxmetric.files import whole_directory
 from jaxmetric.networks.components import with_components_merged
 from jaxmetric.scimilarity.torch_file import read_state_dict, write_state_dict
 
+log = logging.getLogger("jaxmetric")
 ENCODER, DECODER, LAYERS = "encoder.ckpt", "decoder.ckpt", "layer_sizes.json"
 HYPERPARAMETERS, GENES, LABELS = "hyperparameters.json", "gene_order.tsv", "label_ints.csv"
 STEPS = "num_batches_tracked"  # torch counts the steps in each batch normalisation
@@ -89,6 +92,24 @@ def read_model(directory: Path) -> SCimilarityModel:
     config = _read_config(directory / HYPERPARAMETERS, tuple(hidden_dim), latent_dim)
     labels = _read_labels(directory / LABELS)
     return SCimilarityModel(config, genes, labels, variables, _steps(encoder))
+
+
+def export_model(directory: Path, model: SCimilarityModel) -> None:
+    """Writes a model directory whole or not at all.
+
+    Raises:
+      ValueError: when the directory exists.
+    """
+    if directory.exists():
+        raise ValueError(f"{directory} exists: choose another directory.")
+    if len(model.config.hidden_dim) > 9:
+        log.warning(
+            "SCimilarity sorts layers as strings, so it cannot open a model of more than 9 hidden "
+            "layers; this one has %d. load_scimilarity can.",
+            len(model.config.hidden_dim),
+        )
+    with whole_directory(directory) as building:
+        write_model(building, model)
 
 
 def write_model(directory: Path, model: SCimilarityModel) -> None:

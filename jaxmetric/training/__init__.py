@@ -1,5 +1,5 @@
 """From cells to a trained model.
 
-`fit` is what users call. Under it `loop` goes through the epochs and `step` is one step, a pure function
-of one batch; `run` is the run's directory.
+Users call `fit`. `loop` goes through the epochs and `step` is one step, a pure function of one batch;
+`run` is the run's directory, and `trained_model` makes the model at the end.
 """

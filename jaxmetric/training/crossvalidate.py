@@ -8,6 +8,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,10 +39,10 @@ def crossvalidate(
 ) -> list[dict]:
     """Leaves each study out in turn, trains on the others, and transfers labels to its cells.
 
-    Nothing is chosen by the left-out study, which is no validation set either. Its cells get the label
-    of their k nearest reference cells: the training cells of the labels that the *first* recipe trains
-    on, so that all recipes are scored on the same cells. A truncated SVD of 50 dimensions, fitted on
-    the reference cells, is scored beside.
+    The left-out study chooses nothing; it is no validation set either. Its cells get the label of their
+    k nearest reference cells: the training cells of the labels that the *first* recipe trains on, so
+    that all recipes are scored on the same cells. A truncated SVD of 50 dimensions, fitted on the
+    reference cells, is scored beside them.
 
     Args:
       cells: labelled cells of several studies, from `read_cells`.
@@ -49,30 +50,76 @@ def crossvalidate(
       directory: gets a folder for each study, recipe and seed, with its `scores.json`. Called again, it
         goes on where it was.
       studies: studies to leave out; None: all.
-      seeds: what each recipe is trained with in place of its own seed.
+      seeds: seeds to train each recipe with, in place of its own seed.
       k: neighbours that vote.
       keep_runs: keep the run of each folder, with its model, once it is scored.
       progress: show progress bars, on a terminal.
 
     Returns:
       A row for each study, recipe and seed: `study`, `recipe`, `seed` (None for the SVD), the
-      `seconds` of training (None where it was interrupted), and what `transfer_scores` gives. Studies
-      without which nothing can be trained on, or without a cell whose label a reference cell has, are
-      left out, with a warning.
+      `seconds` of training (None where it was interrupted), and the scores of `transfer_scores`. A
+      study is skipped, with a warning, when the other studies cannot be trained on, or when none of its
+      cells has a label of a reference cell.
 
     Raises:
       ValueError: for cells that cannot be trained on, all of one study, studies that are not there,
         nothing to score, or a directory with scores of other cells or configs.
     """
     require_cells(cells, "cells")
+    recipes = _named(recipes)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, but is {k}.")
+    studies = _studies_to_leave_out(cells, studies)
+    for config in recipes.values():
+        usable_cells(cells, config)
+    rows, not_scored = [], {}
+    for study in studies:
+        try:
+            fold, svd_scores = _fold(cells, study, recipes, k)
+        except ValueError as error:
+            not_scored[study] = str(error)
+            log.warning("%s is not scored: %s", study, error)
+            continue
+        rows.append({"study": study, "recipe": SVD, "seed": None} | svd_scores)
+        for (name, config), seed in itertools.product(recipes.items(), seeds):
+            log.info("without %s: %s, seed %d", study, name, seed)
+            folder = Path(directory, _file_name(study), _file_name(name), f"seed_{seed}")
+            config = replace(config, seed=int(seed))
+            scores = _scores(fold, config, k, folder, keep_runs, progress)
+            rows.append({"study": study, "recipe": name, "seed": int(seed)} | scores)
+    if not rows:
+        reasons = " ".join(dict.fromkeys(not_scored.values()))
+        raise ValueError(f"there is nothing to score without {', '.join(not_scored)}: {reasons}")
+    return rows
+
+
+class Fold(NamedTuple):
+    """The cells of one left-out study's fold.
+
+    Attributes:
+      query: the cells of the left-out study.
+      train: the cells of the other studies.
+      reference: the training cells that labels are transferred from.
+    """
+
+    query: Cells
+    train: Cells
+    reference: Cells
+
+
+def _named(recipes: Mapping[str, Config] | Config | None) -> Mapping[str, Config]:
+    """The recipes by name."""
     if not isinstance(recipes, Mapping):
         recipes = {"jaxmetric": recipes or Config()}
     if SVD in recipes or not recipes:
         raise ValueError(
             f"recipes must have names, and none can be {SVD!r}, but they are {recipes}."
         )
-    if k < 1:
-        raise ValueError(f"k must be at least 1, but is {k}.")
+    return recipes
+
+
+def _studies_to_leave_out(cells: Cells, studies: Sequence[str] | None) -> list[str]:
+    """The given studies, each once, or all where none is given."""
     present = [cells.study_names[i] for i in np.unique(cells.studies)]
     if len(present) < 2:
         raise ValueError(
@@ -81,34 +128,26 @@ def crossvalidate(
         )
     studies = [studies] if isinstance(studies, str) else () if studies is None else studies
     studies = list(dict.fromkeys(map(str, studies))) or present
-    cells.in_studies(studies)
-    for config in recipes.values():
-        usable_cells(cells, config)
-    rows, not_scored = [], {}
-    for study in studies:
-        held_out = cells.in_studies([study])
-        query, train = cells.select(held_out), cells.select(~held_out)
-        try:
-            trained_on, *_ = [usable_cells(train, config)[0] for config in recipes.values()]
-            coarse = next(iter(recipes.values())).singleton_labels == "coarsen"
-            reference = train.with_only(_labels(trained_on), or_below=coarse)
-            z, z_reference = svd_embedding(query, reference)
-            found = transfer_scores(z, query, z_reference, reference, k=k)
-        except ValueError as error:
-            not_scored[study] = str(error)
-            log.warning("%s is not scored: %s", study, error)
-            continue
-        rows.append({"study": study, "recipe": SVD, "seed": None} | found)
-        for (name, config), seed in itertools.product(recipes.items(), seeds):
-            log.info("without %s: %s, seed %d", study, name, seed)
-            folder = Path(directory, _file_name(study), _file_name(name), f"seed_{seed}")
-            config = replace(config, seed=int(seed))
-            found = _scores(query, train, reference, config, k, folder, keep_runs, progress)
-            rows.append({"study": study, "recipe": name, "seed": int(seed)} | found)
-    if not rows:
-        reasons = " ".join(dict.fromkeys(not_scored.values()))
-        raise ValueError(f"there is nothing to score without {', '.join(not_scored)}: {reasons}")
-    return rows
+    cells.in_studies(studies)  # raises where a study is not there
+    return studies
+
+
+def _fold(
+    cells: Cells, study: str, recipes: Mapping[str, Config], k: int
+) -> tuple[Fold, dict[str, Any]]:
+    """The fold without a study, and the scores of a truncated SVD on it.
+
+    Raises:
+      ValueError: when a recipe cannot train on the fold, or no query cell can be scored.
+    """
+    held_out = cells.in_studies([study])
+    query, train = cells.select(held_out), cells.select(~held_out)
+    usable, *_ = [usable_cells(train, config)[0] for config in recipes.values()]
+    coarse = next(iter(recipes.values())).singleton_labels == "coarsen"
+    reference = train.with_only(_labels(usable), or_below=coarse)
+    z, z_reference = svd_embedding(query, reference)
+    scores = transfer_scores(z, query, z_reference, reference, k=k)
+    return Fold(query, train, reference), scores
 
 
 def crossvalidation_table(rows: list[dict]) -> str:
@@ -146,23 +185,26 @@ def _labels(cells: Cells) -> list[str]:
 
 
 def _scores(
-    query, train, reference, config: Config, k: int, folder: Path, keep_runs, progress
-) -> dict:
-    """The scores of one fold, from its folder if it is done."""
-    what = identity(train, query, config) | {"k": k, "reference_labels": _labels(reference)}
-    path, begun = folder / "scores.json", (folder / "run").exists()
+    fold: Fold, config: Config, k: int, folder: Path, keep_runs: bool, progress: bool
+) -> dict[str, Any]:
+    """The scores of a model trained on a fold; read from the folder if they are there."""
+    query, train, reference = fold
+    inputs = identity(train, query, config) | {"k": k, "reference_labels": _labels(reference)}
+    path, begun_before = folder / "scores.json", (folder / "run").exists()
     if path.exists():
-        return check_same(path, what)["scores"]
+        return check_same(path, inputs)["scores"]
     start = time.monotonic()
     model = fit(train, config, directory=folder / "run", progress=progress)
-    found = {"seconds": None if begun else round(time.monotonic() - start, 1)}
-    found |= transfer_scores(model.embed(query), query, model.embed(reference), reference, k=k)
-    write_json(path, what | {"scores": found})
+    scores: dict[str, Any] = {
+        "seconds": None if begun_before else round(time.monotonic() - start, 1)
+    }
+    scores |= transfer_scores(model.embed(query), query, model.embed(reference), reference, k=k)
+    write_json(path, inputs | {"scores": scores})
     if not keep_runs:
         shutil.rmtree(folder / "run")
-    return found
+    return scores
 
 
 def _file_name(name: str) -> str:
-    """The name where a folder can have it, or what stands for it: also for "", "..", "a/b"."""
+    """A folder's name for any name, also for "", ".." and "a/b": percent-encoded where it must be."""
     return urllib.parse.quote(name, safe=" ").replace(".", "%2E", name.startswith(".")) or "%"

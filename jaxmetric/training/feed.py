@@ -1,6 +1,7 @@
-"""How cells come to the devices: as batches from the host, or as row numbers of cells already there."""
+"""How cells come to the devices: in batches from the host, or as row numbers of cells that lie there."""
 
 import logging
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jaxmetric.batches.prefetch import prefetch
 from jaxmetric.batches.resident import Resident, gather, num_bytes, resident
 from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.packed import index_type, pack_rows
-from jaxmetric.config import Config
+from jaxmetric.config import Config, DataOn
 from jaxmetric.sharding import (
     by_cell,
     free_memory,
@@ -33,18 +34,30 @@ class Feed(NamedTuple):
     """A way for cells to come to the devices.
 
     Attributes:
-      step: (state, what is fed, relations) -> (state, infos of one or more steps); to be jitted.
-      sharding: where what is fed lies.
-      feed: row numbers of batches -> what is fed for each dispatch, with the rows that it steps on.
+      step: (state, inputs, relations) -> (state, infos of one or more steps); to be jitted.
+      sharding: how the inputs are laid out over the devices.
+      inputs: row numbers of batches -> for each call of `step`, its inputs and its row numbers.
     """
 
     step: Callable
     sharding: Any
-    feed: Callable[[Int[np.ndarray, "steps batch"]], Iterator[tuple[Any, np.ndarray]]]
+    inputs: Callable[[Int[np.ndarray, "steps batch"]], Iterator[tuple[Any, np.ndarray]]]
+
+
+def check_data_on(data_on: str) -> None:
+    """Raises a ValueError unless `data_on` is a place for cells."""
+    if data_on not in typing.get_args(DataOn):
+        raise ValueError(f"data_on must be 'host' or 'device', but is {data_on!r}.")
+
+
+def feed_of(cells: Cells, config: Config, mesh: Mesh, capacity: int, data_on: DataOn) -> Feed:
+    """The feed from where the cells lie; `capacity`: values in the fullest share of a batch."""
+    feed = from_device if data_on == "device" else from_host
+    return feed(cells, config, mesh, capacity)
 
 
 def from_host(cells: Cells, config: Config, mesh: Mesh, capacity: int) -> Feed:
-    """Batches made by the host, one for each step, a few of them ahead."""
+    """The host makes a batch for each step, a few steps ahead."""
     read = reader(cells)
     own, shares = own_share(config.batch_size, mesh), len(mesh.local_devices)
 
@@ -52,39 +65,39 @@ def from_host(cells: Cells, config: Config, mesh: Mesh, capacity: int) -> Feed:
         counts = cells.values == "counts"
         return train_step(state, batch, relations, config=config, counts=counts, mesh=mesh)
 
-    def feed(drawn):
-        made = batches(cells, drawn[:, own], read, shares, capacity, config.shuffle_steps)
+    def inputs(drawn):
+        packed = batches(cells, drawn[:, own], read, shares, capacity, config.shuffle_steps)
         return prefetch(
-            (put_batch(batch, mesh), rows[None]) for batch, rows in zip(made, drawn, strict=True)
+            (put_batch(batch, mesh), rows[None]) for batch, rows in zip(packed, drawn, strict=True)
         )
 
-    return Feed(step, by_cell(mesh), feed)
+    return Feed(step, by_cell(mesh), inputs)
 
 
 def from_device(cells: Cells, config: Config, mesh: Mesh, capacity: int) -> Feed:
-    """All cells on each device; the host sends row numbers, for several steps at once.
+    """All cells lie on each device; the host sends the row numbers of several steps at once.
 
     Raises:
       ValueError: when the cells do not fit the memory of a device.
     """
-    kept = _put(cells, mesh)
+    resident_cells = _put(cells, mesh)
     steps = max(k for k in range(1, STEPS_PER_DISPATCH + 1) if config.steps_per_epoch % k == 0)
 
-    def step(state, fed, relations):
-        cells_there, rows = fed
+    def step(state, inputs, relations):
+        cells_on_device, rows_of_steps = inputs
 
-        def one(state, rows):
-            batch = gather(cells_there, rows, mesh.size, capacity)
+        def one_step(state, rows):
+            batch = gather(cells_on_device, rows, mesh.size, capacity)
             counts = cells.values == "counts"
             return train_step(state, batch, relations, config=config, counts=counts, mesh=mesh)
 
-        return jax.lax.scan(one, state, rows)
+        return jax.lax.scan(one_step, state, rows_of_steps)
 
-    def feed(drawn):
+    def inputs(drawn):
         for rows in np.split(drawn.astype(np.int32), np.arange(steps, len(drawn), steps)):
-            yield (kept, jax.device_put(rows, steps_by_cell(mesh))), rows
+            yield (resident_cells, jax.device_put(rows, steps_by_cell(mesh))), rows
 
-    return Feed(step, (replicated(mesh), steps_by_cell(mesh)), feed)
+    return Feed(step, (replicated(mesh), steps_by_cell(mesh)), inputs)
 
 
 def _put(cells: Cells, mesh: Mesh) -> Resident:

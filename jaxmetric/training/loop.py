@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,15 @@ from jaxmetric.batches.batches import capacity
 from jaxmetric.batches.sampling import Draw, sampler
 from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.stored_rows import StoredRows
-from jaxmetric.config import HIGHER_IS_BETTER, Config, DataOn
+from jaxmetric.config import Config, DataOn
 from jaxmetric.labels.label_set import label_set
 from jaxmetric.networks.components import leading_components
 from jaxmetric.sharding import replicated, same_everywhere, step_options
-from jaxmetric.training.feed import from_device, from_host
-from jaxmetric.training.run import Carried, Progress, Run, finite
+from jaxmetric.training.feed import Feed, feed_of
+from jaxmetric.training.history import best_epoch, out_of_patience
+from jaxmetric.training.run import Progress, Run, Snapshot, finite
 from jaxmetric.training.signals import stop_requests
-from jaxmetric.training.step import init_state
+from jaxmetric.training.step import TrainState, init_state
 from jaxmetric.training.validation import validator
 from jaxmetric.training.watch import Report, Watch
 
@@ -36,52 +38,51 @@ def train_epochs(
     report: Report,
     data_on: DataOn,
 ) -> tuple[dict, list[dict]]:
-    """The networks' variables, of the last or the best epoch, and a row of metrics per epoch."""
-    everywhere, per_epoch = replicated(mesh), config.steps_per_epoch
+    """Trains on the cells, from the run's newest checkpoint if there is one.
+
+    Args:
+      train: the training cells.
+      held_out: cells to score after each epoch; None: there are none.
+      config: the hyperparameters.
+      start: variables of the networks to start from; None: new ones.
+      mesh: the devices.
+      run: the run's directory; None: nothing is written.
+      report: what is shown while training goes on.
+      data_on: where the training cells lie.
+
+    Returns:
+      The networks' variables, of the best epoch by the monitor or of the last epoch, and a row of
+      metrics per epoch.
+    """
+    config = config.for_cells(len(train))
     draw = draws(train, config)
-    lengths = train.lengths
-    fullest = max(capacity(lengths, draw(i), mesh.size) for i in range(config.max_epochs))
-    feed = (from_device if data_on == "device" else from_host)(train, config, mesh, fullest)
-    step = jax.jit(
-        feed.step,
-        in_shardings=(everywhere, feed.sharding, everywhere),
-        out_shardings=everywhere,
-        donate_argnums=0,
-        compiler_options=step_options(),
-    )
-    init = functools.partial(init_state, config, len(train.genes))
-    found = None
-    if config.input_components and start is None:
-        found = same_everywhere(leading_components(train, config))
-    state, progress = jax.jit(init, out_shardings=everywhere)(start, found), Progress()
-    best = None if config.monitor is None else _copy(state.variables)
+    feed = feed_of(train, config, mesh, fullest_share(train, draw, config, mesh), data_on)
+    step = jitted_step(feed, mesh)
+    (state, best), progress = first_snapshot(train, config, start, mesh), Progress()
     if run is not None:
-        (state, best), progress = run.resume(Carried(state, best))
-    history = progress.history
-    relations = jax.device_put(label_set(train.label_names, train.ontology), everywhere)
+        (state, best), progress = run.resume(Snapshot(state, best))
+    relations = label_set(train.label_names, train.ontology)
+    relations = jax.device_put(relations, replicated(mesh))
     validate = None if held_out is None else validator(held_out, relations, config, mesh)
+    history = progress.history
     with stop_requests() as asked, Watch(config, run, report, progress, asked) as watch:
-        while len(history) < config.max_epochs and not _out_of_patience(history, config):
-            epoch, first = len(history), len(progress.infos)
-            done = first
-            with contextlib.closing(feed.feed(draw(epoch)[first:])) as fed:
-                for given, rows in watch.timed(fed):
-                    state, infos = step(state, given, relations)
-                    done += len(rows)
+        while len(history) < config.max_epochs and not out_of_patience(history, config):
+            epoch, done_in_epoch = len(history), len(progress.infos)
+            steps_done = epoch * config.steps_per_epoch + done_in_epoch
+            with contextlib.closing(feed.inputs(draw(epoch)[done_in_epoch:])) as epoch_inputs:
+                for inputs, rows in watch.timed(epoch_inputs):
+                    state, infos = step(state, inputs, relations)
+                    steps_done += len(rows)
                     watch.steps_under_way(infos, rows)
-                    watch.stop_if_asked(Carried(state, best), epoch * per_epoch + done)
-            row = {"epoch": epoch + 1, "step": (epoch + 1) * per_epoch} | watch.means()
+                    watch.stop_if_asked(Snapshot(state, best), steps_done)
+            row = {"epoch": epoch + 1, "step": (epoch + 1) * config.steps_per_epoch}
+            row |= watch.means()
             row |= validate(state.variables) if validate else {}
             history.append(finite(row))
             if best_epoch(history, config) == epoch + 1:
                 best = _copy(state.variables)
-            watch.epoch_done(row, Carried(state, best))
-    if _out_of_patience(history, config):
-        log.info("stopped: %s got no better for %d epochs", config.monitor, config.patience)
-    if epoch := best_epoch(history, config):
-        log.info("the model is that of epoch %d, the best by %s", epoch, config.monitor)
-        return jax.device_get(best), history
-    return jax.device_get(state.variables), history
+            watch.epoch_done(row, Snapshot(state, best))
+    return jax.device_get(_chosen(Snapshot(state, best), history, config)), history
 
 
 def draws(train: Cells, config: Config) -> Draw:
@@ -91,22 +92,44 @@ def draws(train: Cells, config: Config) -> Draw:
     return sampler(train.labels, studies, config, block)
 
 
+def fullest_share(train: Cells, draw: Draw, config: Config, mesh: Mesh) -> int:
+    """The values that a device has to hold of a batch, at most over all batches of the run."""
+    lengths = train.lengths
+    return max(capacity(lengths, draw(epoch), mesh.size) for epoch in range(config.max_epochs))
+
+
+def jitted_step(feed: Feed, mesh: Mesh) -> Callable:
+    """The feed's step, compiled: it takes over the memory of the state that it is given."""
+    return jax.jit(
+        feed.step,
+        in_shardings=(replicated(mesh), feed.sharding, replicated(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+        compiler_options=step_options(),
+    )
+
+
+def first_snapshot(train: Cells, config: Config, start: dict | None, mesh: Mesh) -> Snapshot:
+    """The state before the first step, from the variables `start` of a model if given."""
+    components = None
+    if config.input_components and start is None:
+        components = same_everywhere(leading_components(train, config))
+    init = functools.partial(init_state, config, len(train.genes))
+    state: TrainState = jax.jit(init, out_shardings=replicated(mesh))(start, components)
+    return Snapshot(state, None if config.monitor is None else _copy(state.variables))
+
+
 def _copy(variables: dict) -> dict:
     """The same arrays in memory of their own, which the next step does not take over."""
     return jax.tree.map(jnp.copy, variables)
 
 
-def best_epoch(history: list[dict], config: Config) -> int:
-    """The number of the first epoch of the best `monitor`, from 1; 0 without monitor or values."""
-    sign = -1 if config.monitor in HIGHER_IS_BETTER else 1
-    values = [(sign * row[config.monitor], row["epoch"]) for row in _with_value(history, config)]
-    return min(values, default=(0, 0))[1]
-
-
-def _out_of_patience(history: list[dict], config: Config) -> bool:
-    best = best_epoch(history, config)
-    return config.patience is not None and len(history) - best >= config.patience
-
-
-def _with_value(history: list[dict], config: Config) -> list[dict]:
-    return [row for row in history if row.get(config.monitor or "") is not None]
+def _chosen(snapshot: Snapshot, history: list[dict], config: Config) -> dict:
+    """The variables of the best epoch, or of the last one where there is no best."""
+    if out_of_patience(history, config):
+        log.info("stopped: %s got no better for %d epochs", config.monitor, config.patience)
+    epoch = best_epoch(history, config)
+    if epoch and snapshot.best is not None:
+        log.info("the model is that of epoch %d, the best by %s", epoch, config.monitor)
+        return snapshot.best
+    return snapshot.state.variables

@@ -1,4 +1,4 @@
-"""The directory of a training run: what the run is, its metrics, its checkpoints."""
+"""The directory of a training run: its identity, its metrics, its checkpoints."""
 
 import dataclasses
 import hashlib
@@ -14,15 +14,15 @@ from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.stored_rows import StoredRows
 from jaxmetric.config import Config
 from jaxmetric.files import write_json, write_text
-from jaxmetric.sharding import is_first_process, wait_for_all
+from jaxmetric.sharding import is_first_process, num_processes, wait_for_all
 from jaxmetric.training.checkpoints import Checkpoints
 from jaxmetric.training.step import TrainState
 
 RUN_FORMAT = "jaxmetric run 1"
 
 
-class Carried(NamedTuple):
-    """The arrays that training carries: its state, and the variables of the best epoch so far."""
+class Snapshot(NamedTuple):
+    """The arrays of a checkpoint: the training state, and the variables of the best epoch so far."""
 
     state: TrainState
     best: dict | None
@@ -30,14 +30,17 @@ class Carried(NamedTuple):
 
 @dataclasses.dataclass
 class Progress:
-    """What a run has logged: a row for each epoch, and the infos of the steps of the one under way."""
+    """The metrics so far: a row for each finished epoch, and the infos of the current epoch's steps."""
 
     history: list[dict] = dataclasses.field(default_factory=list)
     infos: list[dict] = dataclasses.field(default_factory=list)
 
 
 class Run:
-    """A run's directory. Opening it checks that it is new, or of this very run.
+    """A run's directory. Opening it checks that it is new, or belongs to this very run.
+
+    As a context manager it waits for the checkpoints at the end. After an error in a job of several
+    processes it does not wait: one of the others may be gone.
 
     Raises:
       ValueError: when it holds something else, or a run of other data or another config; the message
@@ -53,24 +56,33 @@ class Run:
         wait_for_all("run directory")
         self._checkpoints = Checkpoints(directory / "checkpoints")
 
-    def resume(self, initial: Carried) -> tuple[Carried, Progress]:
-        """What the newest checkpoint holds; `metrics.jsonl` then says just what was logged up to it."""
-        found = self._checkpoints.restore(initial)
-        carried, progress = (found[0], Progress(**found[1])) if found else (initial, Progress())
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+        if error is None or num_processes() == 1:
+            self.close()
+
+    def resume(self, initial: Snapshot) -> tuple[Snapshot, Progress]:
+        """The newest checkpoint's snapshot and progress; without checkpoint, the initial snapshot.
+
+        Rows that were logged after that checkpoint are removed from `metrics.jsonl`.
+        """
+        restored = self._checkpoints.restore(initial)
+        arrays, record = restored or (initial, {})
+        snapshot, progress = arrays, Progress(**record)
         if is_first_process():
             lines = "".join(f"{_line(row)}\n" for row in progress.history)
             write_text(self.directory / "metrics.jsonl", lines)
             if self._summary_writer is not None:
-                past = (
-                    int(carried.state.step) + 1 if found else None
-                )  # later points are of lost steps
+                first_lost_step = int(snapshot.state.step) + 1 if restored else None
                 curves = str(self.directory / "tensorboard")
-                self._curves = self._summary_writer(curves, purge_step=past)
-        return carried, progress
+                self._curves = self._summary_writer(curves, purge_step=first_lost_step)
+        return snapshot, progress
 
     @property
     def newest_checkpoint(self) -> Path | None:
-        """Where the newest checkpoint is."""
+        """The path of the newest checkpoint."""
         step = self._checkpoints.newest
         return None if step is None else self._checkpoints.directory / str(step)
 
@@ -85,9 +97,9 @@ class Run:
                 if row[name] is not None:
                     self._curves.add_scalar(name, row[name], row["step"])
 
-    def save(self, carried: Carried, step: int, progress: Progress) -> None:
+    def save(self, snapshot: Snapshot, step: int, progress: Progress) -> None:
         """Starts to save a checkpoint."""
-        self._checkpoints.save(carried, step, dataclasses.asdict(progress))
+        self._checkpoints.save(snapshot, step, dataclasses.asdict(progress))
 
     def close(self) -> None:
         """Waits until the checkpoints are on disk."""
@@ -100,10 +112,8 @@ def _open(directory: Path, identity: dict) -> None:
     path = directory / "run.json"
     if path.exists():
         check_same(path, identity)
-        for unfinished in directory.glob(
-            ".model.*"
-        ):  # of a run that was killed while it wrote its model
-            shutil.rmtree(unfinished)
+        for unfinished_model in directory.glob(".model.*"):  # the run was killed while it wrote it
+            shutil.rmtree(unfinished_model)
     elif directory.exists() and (not directory.is_dir() or _has_foreign_files(directory)):
         raise ValueError(
             f"{directory} exists and is not the directory of a run (there is no {path}): choose "
@@ -115,7 +125,7 @@ def _open(directory: Path, identity: dict) -> None:
 
 
 def _has_foreign_files(directory: Path) -> bool:
-    """Whether it holds anything but what a run that was killed while it wrote `run.json` left."""
+    """Whether the directory holds a file besides an unfinished `run.json` of a killed run."""
     return any(not path.name.startswith(".run.json.") for path in directory.iterdir())
 
 
@@ -124,7 +134,7 @@ def _line(row: dict) -> str:
 
 
 def identity(train: Cells, held_out: Cells | None, config: Config) -> dict:
-    """What makes a run this run: config, genes, labels, studies, and digests of the cells."""
+    """A run's identity: config, genes, labels, studies, and digests of the cells."""
     return {
         "format": RUN_FORMAT,
         "config": config.to_dict(),
@@ -139,7 +149,7 @@ def identity(train: Cells, held_out: Cells | None, config: Config) -> dict:
 
 
 def finite(row: dict) -> dict:
-    """The row with None for what is not a number: JSON has no NaN."""
+    """The row with None in place of NaN and infinity, which JSON does not have."""
     return {k: v if math.isfinite(v) else None for k, v in row.items()}
 
 
@@ -154,14 +164,14 @@ def _summary_writer():
 
 
 def check_same(path: Path, identity: dict) -> dict:
-    """The content of a file that begins with an identity, which must be this one.
+    """The content of a file that holds an identity, which must equal the given one.
 
     Raises:
-      ValueError: when it is another; the message says what differs.
+      ValueError: when the identities differ; the message says in what.
     """
     try:
-        found = json.loads(path.read_text())
-        before = _flat({key: found.get(key) for key in identity})
+        content = json.loads(path.read_text())
+        before = _flat({key: content.get(key) for key in identity})
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is truncated or was changed: {error}") from error
     now = _flat(identity)
@@ -174,7 +184,7 @@ def check_same(path: Path, identity: dict) -> dict:
             f"{path.parent} belongs to another run ({details}): choose another directory, or train "
             "with the same data and config to go on with that run."
         )
-    return found
+    return content
 
 
 def _flat(identity: dict) -> dict:

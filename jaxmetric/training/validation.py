@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from jaxmetric.batches.batches import batches, capacity, reader, rows_in_order
 from jaxmetric.cells.cells import Cells
@@ -13,7 +14,7 @@ from jaxmetric.config import Config
 from jaxmetric.labels.label_set import LabelSet
 from jaxmetric.metric.silhouette import ontology_silhouette
 from jaxmetric.sharding import by_cell, own_share, put_batch, replicated
-from jaxmetric.training.step import empty_triplet_loss, eval_step, hard_fraction
+from jaxmetric.training.step import EvalInfo, empty_triplet_loss, eval_step, hard_fraction
 
 
 def validator(
@@ -21,8 +22,8 @@ def validator(
 ) -> Callable[[dict], dict[str, float]]:
     """A function of the networks' variables that scores the held-out cells, each once.
 
-    Triplets are mined within batches of a fixed random order, whatever the studies; reconstruction
-    and silhouette width (cosine, ontology-aware) are those of all held-out cells together.
+    Triplets are mined within batches of a fixed random order, whatever the studies. Reconstruction
+    and silhouette width (cosine, ontology-aware) are computed over all held-out cells together.
     `val_evaluation_metric` is (1 - silhouette) / 2 + nmse: lower is better.
     """
     size = -(-min(config.batch_size, len(held_out)) // mesh.size) * mesh.size
@@ -37,37 +38,45 @@ def validator(
     )
 
     def validate(variables: dict) -> dict[str, float]:
-        made = batches(held_out, rows[:, own], read, shares, fullest)
-        infos = jax.device_get(
-            [score(variables, put_batch(batch, mesh), relations, key) for batch in made]
-        )
-        z = np.concatenate([info.z for info in infos])[: len(held_out)]
-        sums = jax.tree.map(lambda *x: float(np.sum(x, dtype=np.float64)), *[i.sums for i in infos])
-        error = sum(float(info.error.sum(dtype=np.float64)) for info in infos)
-        power = sum(float(info.power.sum(dtype=np.float64)) for info in infos)
-        found = sums["num_triplets"] > 0
-        triplet = (
-            sums["triplet_loss"] / sums["num_triplets"] if found else empty_triplet_loss(config)
-        )
-        mse = error / (len(held_out) * len(held_out.genes))
-        nmse = error / max(power, 1e-12)
-        silhouette = ontology_silhouette(
-            z,
-            held_out.labels[order],
-            descendants=relations.descendants,
-            divisor=config.silhouette_divisor,
-        )
-        weight = config.triplet_loss_weight
-        return {
-            "val_loss": weight * triplet + (1 - weight) * mse,
-            "val_triplet_loss": triplet,
-            "val_mse": mse,
-            "val_nmse": nmse,
-            "val_silhouette": silhouette,
-            "val_evaluation_metric": (1 - silhouette) / 2 + nmse,
-            "val_hard_fraction": float(hard_fraction(sums["num_hard"], sums["num_viable"], config)),
-            "val_num_triplets": sums["num_triplets"],
-            "val_num_nonzero": sums["num_nonzero"],
-        }
+        packed = batches(held_out, rows[:, own], read, shares, fullest)
+        infos = [score(variables, put_batch(batch, mesh), relations, key) for batch in packed]
+        return held_out_scores(jax.device_get(infos), held_out, order, relations, config)
 
     return validate
+
+
+def held_out_scores(
+    infos: list[EvalInfo],
+    held_out: Cells,
+    order: Int[np.ndarray, " n"],
+    relations: LabelSet,
+    config: Config,
+) -> dict[str, float]:
+    """The scores of all held-out cells from those of their batches, which hold them in this order."""
+    z = np.concatenate([info.z for info in infos])[: len(held_out)]
+    sums = jax.tree.map(lambda *x: float(np.sum(x, dtype=np.float64)), *[i.sums for i in infos])
+    error = sum(float(info.error.sum(dtype=np.float64)) for info in infos)
+    power = sum(float(info.power.sum(dtype=np.float64)) for info in infos)
+    triplet = empty_triplet_loss(config)
+    if sums["num_triplets"] > 0:
+        triplet = sums["triplet_loss"] / sums["num_triplets"]
+    mse = error / (len(held_out) * len(held_out.genes))
+    nmse = error / max(power, 1e-12)
+    silhouette = ontology_silhouette(
+        z,
+        held_out.labels[order],
+        descendants=relations.descendants,
+        divisor=config.silhouette_divisor,
+    )
+    weight = config.triplet_loss_weight
+    return {
+        "val_loss": weight * triplet + (1 - weight) * mse,
+        "val_triplet_loss": triplet,
+        "val_mse": mse,
+        "val_nmse": nmse,
+        "val_silhouette": silhouette,
+        "val_evaluation_metric": (1 - silhouette) / 2 + nmse,
+        "val_hard_fraction": float(hard_fraction(sums["num_hard"], sums["num_viable"], config)),
+        "val_num_triplets": sums["num_triplets"],
+        "val_num_nonzero": sums["num_nonzero"],
+    }

@@ -1,4 +1,4 @@
-"""Starting from a model: its sizes and its genes are kept, and new labels join its own."""
+"""Training that starts from a model keeps its sizes and genes, and adds new labels to its labels."""
 
 import dataclasses
 import logging
@@ -10,35 +10,49 @@ from jaxmetric.model.metric_learning import MetricLearning
 log = logging.getLogger("jaxmetric")
 
 
+def starting_config(config: Config | None, model: MetricLearning | None) -> Config:
+    """The config to train with: with the sizes of the model's networks, if training starts from one.
+
+    Without a config: the model's own with nothing frozen, or the defaults.
+    """
+    if model is None:
+        return config or Config()
+    return with_sizes_of(config or dataclasses.replace(model.config, freeze=()), model)
+
+
 def with_sizes_of(config: Config, model: MetricLearning) -> Config:
-    """The config with the sizes of the model's networks where it has those of a preset.
+    """The config with the model's size in place of each size that is a preset's.
 
     Raises:
       ValueError: when the config asks for other sizes.
     """
     presets = Config().sizes, Config.scimilarity().sizes
-    left_out = {
+    unchosen = {
         name: size
         for name, size in model.config.sizes.items()
         if config.sizes[name] in (preset[name] for preset in presets)
     }
-    config = dataclasses.replace(config, **left_out)
+    config = dataclasses.replace(config, **unchosen)
     check_sizes(config, model)
     return config
 
 
 def check_sizes(config: Config, model: MetricLearning) -> None:
     """Raises a ValueError unless the config has the sizes of the model's networks."""
-    for name, found in model.config.sizes.items():
-        if config.sizes[name] != found:
+    for name, size in model.config.sizes.items():
+        if config.sizes[name] != size:
             raise ValueError(
-                f"Config.{name} is {config.sizes[name]}, but the model to start from has {found}: "
+                f"Config.{name} is {config.sizes[name]}, but the model to start from has {size}: "
                 "leave it out."
             )
 
 
 def check_networks(config: Config, model: MetricLearning | None) -> None:
-    """Says what is frozen and what is new; raises a ValueError where both are true."""
+    """Logs which groups are frozen and whether the decoder is new.
+
+    Raises:
+      ValueError: when a new decoder is to be frozen.
+    """
     frozen = config.frozen_groups
     if frozen:
         log.info("frozen: %s", ", ".join(frozen))
@@ -66,7 +80,7 @@ def with_genes_of(cells: Cells, model: MetricLearning) -> Cells:
 def join_labels(
     model: MetricLearning, cells: Cells, labels: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str | None, ...] | None]:
-    """The model's labels, in their order, then the new ones; and the ids of all.
+    """The model's labels, in their order, then the new labels; and the ontology ids of all.
 
     With an ontology a label is new when its term is: the model may call it by another name.
     """

@@ -1,4 +1,4 @@
-"""What is seen of training from outside: bar, log, alarms, checkpoints, requests to stop."""
+"""Training seen from outside: progress bar, log, alarms, checkpoints, requests to stop."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from jaxmetric.config import Config
 from jaxmetric.errors import Interrupted, NonFiniteError
 from jaxmetric.sharding import is_first_process, stop_is_due
 from jaxmetric.training.collapse import alarms
-from jaxmetric.training.run import Carried, Progress, Run
+from jaxmetric.training.run import Progress, Run, Snapshot
 
 log = logging.getLogger("jaxmetric")
 EPOCHS_OF_ALARM = 3  # epochs in a row that must show a sign of collapse
@@ -37,16 +37,16 @@ T = TypeVar("T")
 
 
 class Report(NamedTuple):
-    """How training is followed: a progress bar, and a line in the log every so many steps (0: none)."""
+    """What a user sees of training: a progress bar, and a log line every `log_every` steps (0: none)."""
 
     progress: bool = True
     log_every: int = 0
 
 
 class Watch:
-    """Follows a run and its `progress`, to which it adds each step's metrics.
+    """Watches training: adds each step's metrics to `progress`, logs, and saves checkpoints.
 
-    A step's metrics are read when the next step is under way, so that reading them holds nothing up.
+    It reads a step's metrics while the devices compute the next step, so that they never wait for it.
     """
 
     def __init__(
@@ -77,24 +77,28 @@ class Watch:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    def timed(self, fed: Iterator[T]) -> Iterator[T]:
-        """What is fed, and the time in which it was waited for."""
+    def timed(self, inputs: Iterator[T]) -> Iterator[T]:
+        """The inputs, while it adds up the time spent waiting for them."""
         while True:
             start = time.perf_counter()
             try:
-                given = next(fed)
+                one = next(inputs)
             except StopIteration:
                 return
-            self._input += time.perf_counter() - start
-            yield given
+            self._input_seconds += time.perf_counter() - start
+            yield one
 
     def steps_under_way(self, infos: dict, rows: Int[np.ndarray, "steps batch"]) -> None:
-        """Reads the steps before; raises a NonFiniteError where training has to stop at one of them."""
+        """Takes the metrics of steps that were just started, and reads those of the steps before.
+
+        Raises:
+          NonFiniteError: when the loss or gradient of a step before is NaN or infinite.
+        """
         self._read()
         self._pending = infos, rows
 
     def means(self) -> dict[str, float]:
-        """The means of the epoch's metrics over its steps."""
+        """The mean of each metric over the epoch's steps."""
         self._read()
         infos = self._progress.infos
         means = {name: float(np.mean([info[name] for info in infos])) for name in infos[0]}
@@ -102,24 +106,18 @@ class Watch:
         self._pace_of_steps = self._pace()
         return means
 
-    def epoch_done(self, row: dict, carried: Carried) -> None:
-        """Logs an epoch, sounds alarms, and starts its checkpoint."""
+    def epoch_done(self, row: dict, snapshot: Snapshot) -> None:
+        """Logs an epoch, warns of signs of collapse, and starts to save the checkpoint."""
         values = ", ".join(f"{name} {row[name]:.4g}" for name in LOGGED if name in row)
         log.info("%s; %s", values, self._pace_of_steps)
-        history = self._progress.history
-        signs = [dict(alarms(row, self._config.margin)) for row in history[-EPOCHS_OF_ALARM - 1 :]]
-        for name, advice in signs[-1].items():
-            if [name in sign for sign in signs[-EPOCHS_OF_ALARM - 1 :]] in FIRST_ALARMS:
-                log.warning(
-                    "epoch %d, as the %d before: %s", row["epoch"], EPOCHS_OF_ALARM - 1, advice
-                )
+        self._warn(row["epoch"])
         if self._run is not None:
-            self._run.log(history[-1])
-            self._run.save(carried, row["step"], self._progress)
+            self._run.log(self._progress.history[-1])
+            self._run.save(snapshot, row["step"], self._progress)
         self._start_clock()
 
-    def stop_if_asked(self, carried: Carried, step: int) -> None:
-        """Where a signal has asked to stop: saves the state after the step and raises Interrupted."""
+    def stop_if_asked(self, snapshot: Snapshot, step: int) -> None:
+        """Saves the snapshot and raises `Interrupted` where a signal has asked training to stop."""
         if not (self._asked() or stop_is_due(step)):
             return
         self._read()
@@ -129,24 +127,33 @@ class Watch:
             raise Interrupted(
                 signum, f"{what}; there is no directory, so nothing was saved: name one, to go on."
             )
-        self._run.save(carried, step, self._progress)
+        self._run.save(snapshot, step, self._progress)
         self._run.close()
         raise Interrupted(
             signum,
             f"{what}, which is saved in {self._run.directory}: give the same command again to go on.",
         )
 
+    def _warn(self, epoch: int) -> None:
+        """Warns of each sign of collapse that has just lasted for EPOCHS_OF_ALARM epochs."""
+        recent = self._progress.history[-EPOCHS_OF_ALARM - 1 :]
+        signs = [dict(alarms(row, self._config.margin)) for row in recent]
+        for name, advice in signs[-1].items():
+            if [name in sign for sign in signs] in FIRST_ALARMS:
+                log.warning("epoch %d, as the %d before: %s", epoch, EPOCHS_OF_ALARM - 1, advice)
+
     def _read(self) -> None:
+        """Reads the metrics of the steps that were started last, once the devices have them."""
         if self._pending is None:
             return
         (infos, rows), self._pending = self._pending, None
         start = time.perf_counter()
         infos = {name: np.ravel(value) for name, value in jax.device_get(infos).items()}
-        self._device += time.perf_counter() - start
-        for i, drawn in enumerate(rows):
-            self._read_one({name: float(value[i]) for name, value in infos.items()}, drawn)
+        self._device_seconds += time.perf_counter() - start
+        for i, rows_of_step in enumerate(rows):
+            self._add({name: float(value[i]) for name, value in infos.items()}, rows_of_step)
 
-    def _read_one(self, info: dict[str, float], rows: np.ndarray) -> None:
+    def _add(self, info: dict[str, float], rows: np.ndarray) -> None:
         epoch, step = len(self._progress.history) + 1, len(self._progress.infos) + 1
         if not (math.isfinite(info["loss"]) and math.isfinite(info["gradient_norm"])):
             raise NonFiniteError(self._non_finite(epoch, step, info, rows))
@@ -159,15 +166,15 @@ class Watch:
 
     def _start_clock(self) -> None:
         self._since, self._steps = time.perf_counter(), 0
-        self._input = self._device = 0.0  # seconds of waiting for batches, and for the device
+        self._input_seconds = self._device_seconds = 0.0  # spent waiting for each
 
     def _pace(self) -> str:
         steps = max(self._steps, 1)
         seconds = (time.perf_counter() - self._since) / steps
         return (
             f"{self._config.batch_size / seconds:.0f} cells/s; a step: {1e3 * seconds:.1f} ms, "
-            f"of which waiting for input {self._input / steps / seconds:.1%}, "
-            f"for the device {self._device / steps / seconds:.1%}"
+            f"of which waiting for input {self._input_seconds / steps / seconds:.1%}, "
+            f"for the device {self._device_seconds / steps / seconds:.1%}"
         )
 
     def _non_finite(self, epoch: int, number: int, info: dict, rows: np.ndarray) -> str:

@@ -70,8 +70,8 @@ def test_an_interrupted_run_goes_on_bit_by_bit(cells, device, tmp_path):
 
     from jaxmetric.training.run import Run
 
-    def stop_in_epoch_2(run, carried, step, progress, save=Run.save):
-        save(run, carried, step, progress)
+    def stop_in_epoch_2(run, snapshot, step, progress, save=Run.save):
+        save(run, snapshot, step, progress)
         if step == 8:
             with (run.directory / "metrics.jsonl").open("a") as file:
                 file.write('{"epoch": 3}\n')  # a row whose checkpoint was never written

@@ -155,8 +155,8 @@ def test_an_interrupted_run_with_frozen_groups_goes_on_bit_by_bit(
     run = functools.partial(jm.fit, new_cells, config, init=model, devices=device)
     whole = run(directory=tmp_path / "whole")
 
-    def stop_in_epoch_2(self, carried, step, progress, save=Run.save):
-        save(self, carried, step, progress)
+    def stop_in_epoch_2(self, snapshot, step, progress, save=Run.save):
+        save(self, snapshot, step, progress)
         if step == 2 * config.steps_per_epoch:
             raise KeyboardInterrupt
 
