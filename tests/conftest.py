@@ -12,6 +12,8 @@ FLAGS = (
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ["JAX_PLATFORMS"] = "cpu"
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # the workers share the cores: threads of
+    os.environ.setdefault(name, "1")  # small products would spend most of their time on waiting
 if (
     "JAX_COMPILATION_CACHE_DIR" not in os.environ
 ):  # one for all workers and the runs that tests start

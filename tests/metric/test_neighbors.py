@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.neighbors
@@ -61,3 +62,27 @@ def test_more_neighbours_than_cells_are_refused():
     z = np.ones((4, 2), np.float32)
     with pytest.raises(ValueError, match="k must be from 1 to 4"):
         module.nearest_neighbors(z, z, 5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "k", "block"),
+    [
+        (1000, 5, 16),  # whole blocks and a part of one
+        (1000, 5, 1000),  # one block: the whole row is sorted
+        (97, 11, 8),  # 13 blocks, the last of one column
+        (97, 13, 8),  # no more blocks than neighbours: the whole row again
+        (96, 11, 8),
+        (33, 1, 16),
+        (40, 12, 3),
+    ],
+)
+@pytest.mark.parametrize("ties", ["many", "few", "infinite"])
+def test_the_least_of_blocks_are_those_of_whole_rows(columns, k, block, ties):
+    """Of ties the first, as in a stable sort, where they lie in one block and where in several."""
+    generator = np.random.default_rng(columns + k)
+    x = generator.integers(0, 4 if ties == "many" else 500, (30, columns)).astype(np.float32)
+    if ties == "infinite":  # excluded cells: fewer than k others in some rows, none in the last
+        x[generator.random((30, columns)) < np.linspace(0, 1, 30)[:, None]] = np.inf
+        x[-1] = np.inf
+    expected = np.sort(np.argsort(x, axis=1, kind="stable")[:, :k])
+    np.testing.assert_array_equal(module._least(jnp.asarray(x), k, block), expected)

@@ -1,11 +1,20 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import recorded
+from made_up import make_adata
 from torch_names import network_variables
 
 import jaxmetric as jm
+from jaxmetric.batches.batches import pack
+from jaxmetric.cells.packed import pack_rows
+from jaxmetric.labels.label_set import label_set
+from jaxmetric.networks import autoencoder as module
+from jaxmetric.training.step import init_state, train_step
 
 
 @pytest.mark.parametrize("size", ["small", "deep"])
@@ -70,3 +79,62 @@ def test_sizes_as_published():
     encoder = jm.Encoder()
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.ones((1, 28231)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 31_146_115
+
+
+@pytest.mark.parametrize(("genes", "features"), [(131, 7), (128, 129), (256, 128)])
+def test_products_in_whole_tiles_are_those_without(genes, features, monkeypatch):
+    """What an accelerator pads with zeros is in no output and no gradient."""
+    generator = np.random.default_rng(0)
+    x, w, weights = (
+        jnp.asarray(generator.normal(size=size) / 12, jnp.float32)
+        for size in ((5, genes), (genes, features), (5, features))
+    )
+
+    def results():
+        def value(x, w):
+            y = module._product("float32", x, w, (((1,), (0,)), ((), ())))
+            return (weights * y).sum(), y
+
+        (product,) = (
+            equation
+            for equation in jax.make_jaxpr(value)(x, w).eqns
+            if equation.primitive.name == "dot_general"
+        )
+        gradients, y = jax.grad(value, (0, 1), has_aux=True)(x, w)
+        return product.invars[1].aval.shape, (y, *gradients)
+
+    shape, plain = results()
+    assert shape == (genes, features)
+    monkeypatch.setattr(module, "by_backend", lambda cpu, accelerator: accelerator)
+    shape, tiled = results()
+    assert shape == tuple(-(-size // 128) * 128 for size in (genes, features))
+    for one, other in zip(plain, tiled, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_half_precision_products_train_single_precision_parameters():
+    cells = jm.read_cells(make_adata(32), label_key="cell_type", study_key="study")
+    rows = np.arange(32)
+    packed = pack_rows(cells.X, cells.value_type)
+    batch = pack(packed, rows, 1, 40 * 32, cells.labels, cells.studies)
+    relations = label_set(cells.label_names, cells.ontology)
+
+    config = jm.Config(hidden_dim=(16,), latent_dim=4, batch_size=32, input_components=0)
+    start = init_state(config, len(cells.genes))
+
+    def one_step(compute_dtype):
+        changed = dataclasses.replace(config, compute_dtype=compute_dtype)
+        step = jax.jit(functools.partial(train_step, config=changed, counts=True))
+        state, info = step(start, batch, relations)
+        return state, float(info["loss"])
+
+    _, expected = one_step("float32")
+    state, loss = one_step("bfloat16")
+    assert loss == pytest.approx(expected, rel=0.02)
+    assert loss != expected  # or the products had not been of another precision
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.variables))
+    for path, after in jax.tree_util.tree_leaves_with_path(state.params):
+        before = functools.reduce(lambda tree, key: tree[key.key], path, start.params)
+        if path[-1].key == "kernel":  # a bias before a normalisation has no gradient to speak of
+            assert (after != before).any(), path
