@@ -1,7 +1,6 @@
 """Annotation: scikit-learn's labels, a threshold by definition, files whole or not at all."""
 
 import logging
-import sys
 
 import anndata
 import h5py
@@ -18,11 +17,11 @@ from small_fit import CONFIG, KEYS
 import jaxmetric as jm
 from jaxmetric.cli.main import main
 from jaxmetric.metric import neighbors
+from jaxmetric.model import annotate as module
 from jaxmetric.model.annotate import Reference, annotate, distance_threshold
 from jaxmetric.model.annotate_file import annotate_file
 
 COLUMNS = [f"jaxmetric_{n}" for n in ("label", "confidence", "distance", "out_of_distribution")]
-module = sys.modules["jaxmetric.model.annotate"]
 
 
 def cells_of(studies, types):
@@ -263,7 +262,7 @@ def test_a_file_whose_annotation_fails_is_left_as_it_was(
     file = write(new, tmp_path / "new.h5ad")
     before = file.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["jaxmetric.model.annotate_file"], "write_elem", None)
+        patch.setattr("jaxmetric.model.annotate_file.write_elem", None)
         with pytest.raises(TypeError):
             annotate_file(model, file, reference, progress=False)
     assert file.read_bytes() == before

@@ -1,7 +1,5 @@
 """Embeddings into files: the same as of cells in memory, whole or not at all, however large the file."""
 
-import sys
-
 import anndata
 import jax
 import numpy as np
@@ -12,8 +10,8 @@ from made_up import make_adata, many_cells, measured, write
 from small_fit import CONFIG, KEYS
 
 import jaxmetric as jm
-
-module = sys.modules["jaxmetric.model.embed_file"]
+from jaxmetric.model import embed_file as module
+from jaxmetric.model import forward
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +23,8 @@ def model(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """Blocks of some cells, batches of fewer, and rows copied a few at a time."""
-    monkeypatch.setattr(sys.modules["jaxmetric.cells.source"], "BLOCK", 300)
-    monkeypatch.setattr(sys.modules["jaxmetric.model.forward"], "BATCH", 16)
+    monkeypatch.setattr("jaxmetric.cells.source.BLOCK", 300)
+    monkeypatch.setattr("jaxmetric.model.forward.BATCH", 16)
     monkeypatch.setattr(module, "ROWS", 20)
 
 
@@ -77,7 +75,7 @@ def test_what_was_cut_short_goes_on_with_the_cells_it_was_at(
     adata = make_adata(77)
     adata.X = form(adata.X)
     file = write(adata, tmp_path / "in.h5ad")
-    before, forward = file.read_bytes(), sys.modules["jaxmetric.model.forward"]
+    before = file.read_bytes()
     batches = []
 
     def dying(*arguments, embed=forward.embed):
@@ -176,7 +174,8 @@ SCRIPT = """
 import sys
 import jaxmetric as jm
 from made_up import peak
-sys.modules["jaxmetric.cells.source"].BLOCK = 2**16
+from jaxmetric.cells import source
+source.BLOCK = 2**16
 model = jm.load(sys.argv[1])
 print("started", flush=True)
 jm.embed_file(model, sys.argv[2], sys.argv[3], progress=False)

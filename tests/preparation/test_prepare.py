@@ -1,7 +1,6 @@
 """Files into a store: what is kept, what is refused, and what a kill leaves."""
 
 import json
-import sys
 
 import anndata
 import numpy as np
@@ -14,9 +13,10 @@ from made_up import make_adata, many_cells, measured, write
 
 import jaxmetric as jm
 from jaxmetric import prepare as prepare_function
+from jaxmetric.preparation import prepare
+from jaxmetric.preparation import write as write_module
 from jaxmetric.preparation.report import report_table
 
-prepare = sys.modules["jaxmetric.preparation.prepare"]
 if int(zarr.__version__.partition(".")[0]) < 3:
     pytest.skip("a store needs zarr 3", allow_module_level=True)
 
@@ -59,10 +59,10 @@ def files(tmp_path):
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_store_holds_what_the_files_hold(tmp_path, form, suffix, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxmetric.cells.source"], "BLOCK", 300)  # some cells at a time
-    monkeypatch.setattr(sys.modules["jaxmetric.preparation.write"], "SHARD", 512)
-    monkeypatch.setattr(sys.modules["jaxmetric.cells.store"], "SHARD", 512)
-    monkeypatch.setattr(sys.modules["jaxmetric.cells.store"], "CHUNK", 64)
+    monkeypatch.setattr("jaxmetric.cells.source.BLOCK", 300)  # some cells at a time
+    monkeypatch.setattr("jaxmetric.preparation.write.SHARD", 512)
+    monkeypatch.setattr("jaxmetric.cells.store.SHARD", 512)
+    monkeypatch.setattr("jaxmetric.cells.store.CHUNK", 64)
     one, two = make_adata(60), make_adata(50, seed=1)
     paths = [
         write(one.copy(), tmp_path / f"one{suffix}"),
@@ -334,12 +334,12 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("piece", [0, 3, 7, 12])
 def test_what_was_cut_short_goes_on_with_the_file_it_was_at(files, tmp_path, piece, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxmetric.preparation.write"], "SHARD", 256)
-    monkeypatch.setattr(sys.modules["jaxmetric.cells.store"], "SHARD", 256)
-    monkeypatch.setattr(sys.modules["jaxmetric.cells.store"], "CHUNK", 64)
-    monkeypatch.setattr(sys.modules["jaxmetric.cells.source"], "BLOCK", 200)
+    monkeypatch.setattr("jaxmetric.preparation.write.SHARD", 256)
+    monkeypatch.setattr("jaxmetric.cells.store.SHARD", 256)
+    monkeypatch.setattr("jaxmetric.cells.store.CHUNK", 64)
+    monkeypatch.setattr("jaxmetric.cells.source.BLOCK", 200)
     prepare_function(files, tmp_path / "whole", **QUIET)
-    writer = sys.modules["jaxmetric.preparation.write"].ValueWriter
+    writer = write_module.ValueWriter
     appended, scanned = [], []
 
     def dies(self, X, append=writer.append):
@@ -447,9 +447,11 @@ SCRIPT = """
 import sys
 import jaxmetric as jm
 from made_up import peak
-sys.modules["jaxmetric.cells.source"].BLOCK = 2**16
-for name in ("cells.store", "preparation.write"):
-    sys.modules[f"jaxmetric.{name}"].SHARD = 2**18
+from jaxmetric.cells import source
+source.BLOCK = 2**16
+from jaxmetric.cells import store
+from jaxmetric.preparation import write
+store.SHARD = write.SHARD = 2**18
 print("started", flush=True)
 jm.prepare(sys.argv[1:-1], sys.argv[-1], label_key="cell_type", study_key="study", progress=False)
 print(peak(), flush=True)

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -53,7 +52,8 @@ def test_what_is_done_is_not_done_again_and_other_work_is_refused(cells, tmp_pat
     folder = tmp_path / "study_0" / "jaxmetric" / "seed_0"
     assert [path.name for path in folder.iterdir()] == ["scores.json"]
     with monkeypatch.context() as patch:
-        module = sys.modules["jaxmetric.training.crossvalidate"]
+        from jaxmetric.training import crossvalidate as module
+
         patch.setattr(module, "fit", lambda *_, **__: pytest.fail("done again"))
         assert jm.crossvalidate(cells, config, studies=["study_0"], **asked) == first
         with pytest.raises(ValueError, match=r"belongs to another run .*config.margin"):
@@ -65,7 +65,7 @@ def test_what_is_done_is_not_done_again_and_other_work_is_refused(cells, tmp_pat
 
 
 def test_one_that_was_interrupted_has_no_time(cells, tmp_path, monkeypatch):
-    module = sys.modules["jaxmetric.training.crossvalidate"]
+    from jaxmetric.training import crossvalidate as module
 
     def interrupted(*arguments, **how):
         jm.fit(*arguments, **how)
@@ -106,7 +106,7 @@ def test_recipes_of_other_labels_are_scored_on_the_same_cells(tmp_path, monkeypa
         directory.mkdir(parents=True)
         return model
 
-    monkeypatch.setattr(sys.modules["jaxmetric.training.crossvalidate"], "fit", trained)
+    monkeypatch.setattr("jaxmetric.training.crossvalidate.fit", trained)
     for order in (1, -1):
         asked = {"directory": tmp_path / str(order), "studies": ["study_0"], "seeds": (0,)}
         named = dict(list(recipes.items())[::order])
@@ -125,7 +125,8 @@ def test_recipes_of_other_labels_are_scored_on_the_same_cells(tmp_path, monkeypa
     ],
 )
 def test_bad_input_is_refused_before_training(how, message, cells, tmp_path, monkeypatch):
-    module = sys.modules["jaxmetric.training.crossvalidate"]
+    from jaxmetric.training import crossvalidate as module
+
     monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
         jm.crossvalidate(cells, directory=tmp_path, **how)

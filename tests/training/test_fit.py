@@ -2,7 +2,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -126,7 +125,8 @@ def test_the_step_compiles_once_and_nothing_is_written_without_a_directory(
     cells, device, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    module = sys.modules["jaxmetric.training.feed"]
+    from jaxmetric.training import feed as module
+
     traced = []
 
     def counting(*args, train_step=module.train_step, **kwargs):
@@ -152,7 +152,7 @@ def test_cells_on_the_devices_train_as_those_of_the_host(cells, tmp_path, sampli
 
 
 def test_cells_that_do_not_fit_the_devices_are_refused(cells, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxmetric.training.feed"], "free_memory", lambda mesh: 1000)
+    monkeypatch.setattr("jaxmetric.training.feed.free_memory", lambda mesh: 1000)
     with pytest.raises(ValueError, match=r"need .* GB on each device, of which .*data_on='host'"):
         jm.fit(cells, CONFIG, data_on="device", devices=jax.devices()[:1])
 

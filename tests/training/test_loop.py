@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +56,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(cells, device, tmp
     ) as error:
         jm.fit(cells, config, directory=tmp_path / "run", devices=device)
     assert "no checkpoint was saved" in str(error.value)
-    monkeypatch.setattr(sys.modules["jaxmetric.training.feed"], "train_step", blows_up_after(6))
+    monkeypatch.setattr("jaxmetric.training.feed.train_step", blows_up_after(6))
     with pytest.raises(jm.NonFiniteError, match="batch 3 of epoch 2") as error:
         jm.fit(cells, CONFIG, directory=tmp_path / "two", devices=device)
     assert f"the last good checkpoint is {tmp_path / 'two' / 'checkpoints' / '4'}" in str(
