@@ -41,9 +41,12 @@ class Config:
     """Sizes of the encoder's hidden layers; the decoder has them reversed."""
     latent_dim: int = 128
     """Size of the embedding."""
-    input_components: int = 50
-    """Components of the training cells, by truncated SVD, that the encoder reads in place of their
-    genes; 0: the genes, as in SCimilarity."""
+    input_components: int = 400
+    """Components of the training cells, by truncated SVD, that the encoder's input is made of; 0: it
+    reads the genes, as in SCimilarity."""
+    discriminants: bool = True
+    """The encoder reads the discriminants of the labels among these components, and half of the embedding
+    is these themselves, so that training starts where they end; otherwise it reads the components."""
     dropout: float = 0.5
     """Share of units dropped before each hidden layer but the encoder's first."""
     input_dropout: float = 0.4
@@ -177,7 +180,12 @@ class Config:
             "names or patterns of groups",
             lambda v: isinstance(v, tuple) and all(isinstance(pattern, str) for pattern in v),
         )
-        for name in ("both_orders", "sample_across_studies"):
+        if self.direct and self.latent_dim < 3:
+            raise ValueError(
+                f"Config.latent_dim must be at least 3 with discriminants, but is {self.latent_dim}: "
+                "half of the embedding is theirs, and one coordinate is constant."
+            )
+        for name in ("both_orders", "discriminants", "sample_across_studies"):
             self._require(name, "True or False", lambda v: isinstance(v, bool))
 
     @classmethod
@@ -203,16 +211,45 @@ class Config:
         }
         return cls(**(reference | overrides))
 
-    def for_cells(self, number: int) -> "Config":
-        """The same with the batches of an epoch spelled out, for so many training cells."""
-        steps = self.steps_per_epoch or max(1, round(number / self.batch_size))
-        return dataclasses.replace(self, steps_per_epoch=steps)
+    def for_cells(self, number: int, devices: int = 1) -> "Config":
+        """The same for so many training cells: batches no larger than these, those of an epoch counted.
+
+        Raises:
+          ValueError: when there are too few cells for any batch.
+        """
+        batch_size = self.batch_size
+        if batch_size > number:
+            unit = math.lcm(devices, self.cells_per_class if self.sampling == "per_class" else 1)
+            batch_size = number // unit * unit
+            if not batch_size:
+                raise ValueError(
+                    f"a batch is a multiple of {unit} cells here, but there are only {number} to "
+                    "train on."
+                )
+        steps = self.steps_per_epoch or max(1, round(number / batch_size))
+        return dataclasses.replace(self, batch_size=batch_size, steps_per_epoch=steps)
+
+    @property
+    def direct(self) -> bool:
+        """Whether what the encoder reads is part of the embedding as it is."""
+        return self.discriminants and self.input_components > 0
+
+    @property
+    def input_width(self) -> int:
+        """Outputs of the layer that the encoder reads; 0: it reads the genes."""
+        return self.latent_dim // 2 if self.direct else self.input_components
+
+    @property
+    def input_gain(self) -> float:
+        """What the hidden layers read these times: discriminants have a mean square norm of 1."""
+        return self.input_width**0.5 if self.direct else 1.0
 
     @property
     def sizes(self) -> dict:
         """The sizes of the networks."""
         return {
-            name: getattr(self, name) for name in ("hidden_dim", "latent_dim", "input_components")
+            name: getattr(self, name)
+            for name in ("hidden_dim", "latent_dim", "input_components", "discriminants")
         }
 
     @property
@@ -268,7 +305,7 @@ class Config:
             raise ValueError(
                 f"Config does not know {', '.join(unknown)}: written by a newer jaxmetric?"
             )
-        return cls(**fields)
+        return cls(**{"discriminants": False} | fields)  # of a record from before there were any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

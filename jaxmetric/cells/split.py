@@ -67,11 +67,6 @@ def usable_cells(cells: Cells, config: Config) -> tuple[Cells, dict[str, int]]:
             f"{dropped or 'none'}). With labels found in one study only, see singleton_labels / "
             "--singleton-labels."
         )
-    if config.batch_size > len(cells):
-        raise ValueError(
-            f"batch_size is {config.batch_size}, but there are only {len(cells)} cells to train on: "
-            f"set batch_size= / --batch-size to at most {len(cells)}."
-        )
     return cells, dropped
 
 

@@ -14,24 +14,31 @@ from jaxtyping import Array, Float
 from jaxmetric.config import ComputeDtype, Config
 from jaxmetric.sharding import by_backend
 
+EPSILON = 1e-5  # of batch normalisation
+REACH = 0.5  # the constant coordinate, where discriminants have a mean square norm of 1
+SMALL = 0.1  # of the usual first weights of what is beside the discriminants
 TILE = 128  # what an accelerator's matrix units multiply at a time
 
 
-def _uniform_fan_in(fan_in: int):
+def _uniform_fan_in(fan_in: int, scale: float):
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for weights and biases of a linear layer."""
 
     def init(key, shape, dtype=jnp.float32):
-        bound = fan_in**-0.5
+        bound = scale * fan_in**-0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
 def _linear(
-    features: int, fan_in: int, name: str, compute_dtype: ComputeDtype = "float32"
+    features: int,
+    fan_in: int,
+    name: str,
+    compute_dtype: ComputeDtype = "float32",
+    scale: float = 1.0,
 ) -> nn.Dense:
-    """x W + b, initialised as torch does."""
-    init = _uniform_fan_in(fan_in)
+    """x W + b, initialised as torch does, times a scale."""
+    init = _uniform_fan_in(fan_in, scale)
     product = functools.partial(_product, compute_dtype)
     return nn.Dense(features, kernel_init=init, bias_init=init, dot_general=product, name=name)
 
@@ -68,7 +75,7 @@ class Hidden(nn.Module):
         x = nn.BatchNorm(
             self.frozen or not train,
             momentum=0.9,
-            epsilon=1e-5,
+            epsilon=EPSILON,
             use_fast_variance=False,
             name="norm",
         )(x)
@@ -78,14 +85,19 @@ class Hidden(nn.Module):
 class Encoder(nn.Module):
     """Genes -> embedding of unit length (a vector of zeros stays zero).
 
+    With an input layer that is `direct`, of output y, it is (y, r f(y), r) before it is scaled to unit
+    length: f the hidden layers, r a constant. They start small, so that y decides; and y is so long that
+    directions alone do not tell cells apart as well as their lengths do, which r preserves.
+
     Attributes:
       hidden_dim: sizes of the hidden layers.
       latent_dim: size of the embedding.
       dropout: dropout before each hidden layer but the first.
       input_dropout: dropout of genes.
       frozen: names of the hidden layers whose moving statistics stay as they are.
-      input_components: size of a linear layer before the hidden ones that gets no gradient: the
-        components of the training cells. 0: there is none.
+      input_width: size of a linear layer before the hidden ones that gets no gradient, the input layer.
+        0: there is none.
+      direct: the output of the input layer is part of the embedding.
       compute_dtype: type of the factors of the layers' products.
     """
 
@@ -94,20 +106,28 @@ class Encoder(nn.Module):
     dropout: float = 0.5
     input_dropout: float = 0.4
     frozen: tuple[str, ...] = ()
-    input_components: int = 0
+    input_width: int = 0
+    direct: bool = False
     compute_dtype: ComputeDtype = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n genes"], train: bool = False) -> Float[Array, "n latent"]:
         x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
-        if self.input_components:
-            x = _linear(self.input_components, x.shape[-1], "components")(x)
-            x = jax.lax.stop_gradient(x)
+        if self.input_width:
+            x = jax.lax.stop_gradient(_linear(self.input_width, x.shape[-1], "components")(x))
+        y = x
+        if self.direct:
+            x = self.input_width**0.5 * y
         for i, features in enumerate(self.hidden_dim):
             dropout, name = self.dropout if i else 0.0, f"hidden_{i}"
             hidden = Hidden(features, dropout, name in self.frozen, self.compute_dtype, name=name)
             x = hidden(x, train)
-        x = _linear(self.latent_dim, x.shape[-1], "latent", self.compute_dtype)(x)
+        if self.direct:
+            features = self.latent_dim - self.input_width - 1
+            x = _linear(features, x.shape[-1], "latent", self.compute_dtype, SMALL)(x)
+            x = jnp.concatenate([y, REACH * x, jnp.full_like(x[:, :1], REACH)], axis=1)
+        else:
+            x = _linear(self.latent_dim, x.shape[-1], "latent", self.compute_dtype)(x)
         norm = jnp.sqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
         return x / norm
 
@@ -150,7 +170,8 @@ class Autoencoder(nn.Module):
     dropout: float = 0.5
     input_dropout: float = 0.4
     frozen: tuple[str, ...] = ()
-    input_components: int = 0
+    input_width: int = 0
+    direct: bool = False
     compute_dtype: ComputeDtype = "float32"
 
     def setup(self) -> None:
@@ -160,7 +181,8 @@ class Autoencoder(nn.Module):
             self.dropout,
             self.input_dropout,
             self._frozen_layers("encoder"),
-            self.input_components,
+            self.input_width,
+            self.direct,
             self.compute_dtype,
         )
         self.decoder = Decoder(
@@ -201,6 +223,7 @@ def autoencoder(config: Config, num_genes: int) -> Autoencoder:
         config.dropout,
         config.input_dropout,
         config.frozen_groups,
-        config.input_components,
+        config.input_width,
+        config.direct,
         config.compute_dtype,
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmetric.config import Config
 from jaxmetric.files import whole_directory
-from jaxmetric.networks.components import with_components_merged
+from jaxmetric.networks.sequential import sequential
 from jaxmetric.scimilarity.torch_file import read_state_dict, write_state_dict
 
 log = logging.getLogger("jaxmetric")
@@ -114,7 +114,7 @@ def export_model(directory: Path, model: SCimilarityModel) -> None:
 
 def write_model(directory: Path, model: SCimilarityModel) -> None:
     """Writes the files into a directory that exists."""
-    variables = with_components_merged(model.variables)
+    variables, hidden_dim = sequential(model.variables, model.config)
     for part in variables["params"]:
         tensors = _tensors(variables, part, model.steps)
         write_state_dict(directory / f"{part}.ckpt", tensors, under="state_dict")
@@ -125,7 +125,7 @@ def write_model(directory: Path, model: SCimilarityModel) -> None:
     hyperparameters = {theirs: fields[ours] for theirs, ours in FIELDS.items()}
     hyperparameters |= {
         "latent_dim": fields["latent_dim"],
-        "hidden_dim": fields["hidden_dim"],
+        "hidden_dim": list(hidden_dim),
         "perturb_labels": fields["perturb_labels_fraction"] > 0,
     }
     _check_writable(model.genes, "genes")

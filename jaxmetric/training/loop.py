@@ -15,7 +15,7 @@ from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.stored_rows import StoredRows
 from jaxmetric.config import Config, DataOn
 from jaxmetric.labels.label_set import label_set
-from jaxmetric.networks.components import leading_components
+from jaxmetric.networks.components import input_layer
 from jaxmetric.sharding import replicated, same_everywhere, step_options
 from jaxmetric.training.feed import Feed, feed_of
 from jaxmetric.training.history import best_epoch, out_of_patience
@@ -54,7 +54,9 @@ def train_epochs(
       The networks' variables, of the best epoch by the monitor or of the last epoch, and a row of
       metrics per epoch.
     """
-    config = config.for_cells(len(train))
+    asked, config = config.batch_size, config.for_cells(len(train), mesh.size)
+    if config.batch_size < asked:
+        log.warning("batches of %d cells, all that there are, not of %d", config.batch_size, asked)
     draw = draws(train, config)
     feed = feed_of(train, config, mesh, fullest_share(train, draw, config, mesh), data_on)
     step = jitted_step(feed, mesh)
@@ -113,7 +115,7 @@ def first_snapshot(train: Cells, config: Config, start: dict | None, mesh: Mesh)
     """The state before the first step, from the variables `start` of a model if given."""
     components = None
     if config.input_components and start is None:
-        components = same_everywhere(leading_components(train, config))
+        components = same_everywhere(input_layer(train, config))
     init = functools.partial(init_state, config, len(train.genes))
     state: TrainState = jax.jit(init, out_shardings=replicated(mesh))(start, components)
     return Snapshot(state, None if config.monitor is None else _copy(state.variables))
