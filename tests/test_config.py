@@ -81,3 +81,16 @@ def test_freeze_names_groups(freeze, expected):
 def test_freeze_that_names_nothing_or_everything_is_refused(freeze):
     with pytest.raises(ValueError, match=r"Config\.freeze"):
         jm.Config(hidden_dim=(3, 2), freeze=freeze).frozen_groups  # noqa: B018
+
+
+def test_a_record_from_before_there_were_discriminants_has_none():
+    old = jm.Config(input_components=50).to_dict()
+    del old["discriminants"]
+    assert jm.Config.from_dict(old) == jm.Config(input_components=50, discriminants=False)
+
+
+def test_discriminants_need_a_constant_and_a_coordinate_beside_them():
+    with pytest.raises(ValueError, match="latent_dim must be at least 3"):
+        jm.Config(latent_dim=2)
+    assert jm.Config(latent_dim=2, discriminants=False).input_width == 400
+    assert jm.Config(latent_dim=3).input_width == 1

@@ -62,7 +62,8 @@ def discriminant_scores(
     """
     X, labels, studies = log_normalized(cells), cells.labels, cells.studies
     weights = np.sqrt(cell_weights(labels, studies)).astype(np.float32)
-    vectors = randomized_singular_vectors(sp.diags_array(weights) @ X, config.input_components)
+    weighted = sp.csr_matrix(sp.diags_array(weights) @ X)
+    vectors = randomized_singular_vectors(weighted, config.input_components)
     z = np.asarray(X @ vectors, np.float64)
     U, center = discriminants(z, labels, studies, config.input_width)
     U /= np.sqrt((((z - center) @ U) ** 2).sum(1).mean())
@@ -74,7 +75,7 @@ def randomized_singular_vectors(X: sp.csr_matrix, dim: int) -> Float[np.ndarray,
     from sklearn.utils.extmath import randomized_svd
 
     dim = min(dim, min(X.shape) - 1)
-    return randomized_svd(sp.csr_matrix(X), dim, n_iter=POWERS, random_state=0)[2].T
+    return randomized_svd(X, dim, n_iter=POWERS, random_state=0)[2].T
 
 
 def right_singular_vectors(X: sp.csr_matrix, dim: int) -> Float[np.ndarray, "genes dim"]:

@@ -1,8 +1,8 @@
 """Directions of expression in which labels differ, and neither cells of a label nor its studies do.
 
-Fisher's linear discriminants (Fisher, Annals of Eugenics 7:179, 1936), with one change: the shift of a
-label from study to study is noise, as the spread of its cells within a study is. Directions in which
-studies differ are those in which an unseen study will differ too.
+Fisher's linear discriminants (Fisher, Annals of Eugenics 7:179, 1936), with one change: a label's studies
+weigh alike, however many cells each has. So the shift of a label from study to study counts fully as
+noise: directions in which studies differ are those in which an unseen study will differ too.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def cell_weights(
     """Weights of mean 1: a label counts as the root of its cells, and a study within it likewise."""
     label, group_of, size = _groups(labels, studies)
     share = np.sqrt(size)
-    share *= (np.sqrt(np.bincount(labels)) / np.bincount(label, share, labels.max() + 1))[label]
+    share *= np.sqrt(np.bincount(labels)[label]) / np.bincount(label, share)[label]
     weights = (share / size)[group_of]
     return weights * len(labels) / weights.sum()
 

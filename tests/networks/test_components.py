@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from made_up import make_adata
@@ -22,7 +23,7 @@ def cells():
 
 
 def test_they_are_standardised_scores_on_the_singular_vectors(cells):
-    layer = components.leading_components(cells, jm.Config(input_components=6))
+    layer = components.input_layer(cells, jm.Config(discriminants=False, input_components=6))
     x = log_normalized(cells).toarray()
     found = x @ layer["kernel"] + layer["bias"]
     u, s, _ = np.linalg.svd(x, full_matrices=False)
@@ -36,7 +37,7 @@ def test_they_are_standardised_scores_on_the_singular_vectors(cells):
 
 
 def test_components_that_do_not_exist_are_zero(cells):
-    layer = components.leading_components(cells, jm.Config(input_components=50))
+    layer = components.input_layer(cells, jm.Config(discriminants=False, input_components=50))
     assert layer["kernel"].shape == (40, 50)
     assert (np.abs(layer["kernel"]).sum(0) > 0).sum() == 39
 
@@ -47,7 +48,7 @@ def test_directions_in_which_no_cell_varies_are_no_components():
     adata.X = adata.X.toarray() * (np.arange(40) > 0)
     five = jm.read_cells(adata, label_key="cell_type", study_key="study")
     few = five.select(np.arange(100) % 5)
-    layer = components.leading_components(few, jm.Config(input_components=20))
+    layer = components.input_layer(few, jm.Config(discriminants=False, input_components=20))
     assert (np.abs(layer["kernel"]).sum(0) > 0).sum() <= 5
     assert np.abs(layer["kernel"][0]).max() < 1e-3
     assert np.abs(layer["kernel"]).max() < 100
@@ -56,17 +57,20 @@ def test_directions_in_which_no_cell_varies_are_no_components():
 def test_of_very_many_cells_some_are_drawn(cells, monkeypatch):
     monkeypatch.setattr(components, "MOST", 60)
     one, same, other = (
-        components.leading_components(cells, jm.Config(input_components=3, seed=seed))["kernel"]
+        components.input_layer(
+            cells, jm.Config(discriminants=False, input_components=3, seed=seed)
+        )["kernel"]
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(np.abs(one), np.abs(other))
 
 
-def test_training_does_not_change_them(cells):
-    config = jm.Config(**SMALL, input_components=6, weight_decay=0.5)
+@pytest.mark.parametrize("discriminants", [True, False])
+def test_training_does_not_change_them(cells, discriminants):
+    config = jm.Config(**SMALL, discriminants=discriminants, input_components=6, weight_decay=0.5)
     model = jm.fit(cells, config, progress=False)
-    layer = components.leading_components(cells, config)
+    layer = components.input_layer(cells, config)
     jax.tree.map(
         np.testing.assert_array_equal, model.variables["params"]["encoder"]["components"], layer
     )
@@ -75,10 +79,32 @@ def test_training_does_not_change_them(cells):
     jax.tree.map(np.testing.assert_array_equal, kept, layer)
 
 
-def test_scimilarity_gets_them_merged_into_the_first_layer(cells, tmp_path):
-    model = jm.fit(cells, jm.Config(**SMALL, input_components=6), progress=False)
+@pytest.mark.parametrize("discriminants", [True, False])
+def test_scimilarity_gets_them_merged_into_its_layers(cells, tmp_path, discriminants):
+    sizes = {"hidden_dim": (16, 12), "latent_dim": 8, "discriminants": discriminants}
+    model = jm.fit(cells, jm.Config(**SMALL | sizes, input_components=6), progress=False)
     model.export_scimilarity(tmp_path / "exported")
     imported = jm.load_scimilarity(tmp_path / "exported")
     assert imported.config.input_components == 0
     assert "components" not in imported.variables["params"]["encoder"]
-    np.testing.assert_allclose(imported.embed(cells), model.embed(cells), atol=1e-5)
+    assert imported.config.hidden_dim == ((24, 20) if discriminants else (16, 12))
+    z = model.embed(cells)
+    np.testing.assert_allclose(imported.embed(cells), z, atol=1e-5)
+    reconstructed = (
+        one.network.apply(one.variables, jnp.asarray(z), method="reconstruct")
+        for one in (model, imported)
+    )
+    np.testing.assert_allclose(*reconstructed, atol=1e-5)
+
+
+def test_half_of_the_embedding_is_the_discriminants(cells):
+    sizes = {"latent_dim": 12, "input_components": 20}
+    model = jm.fit(cells, jm.Config(**SMALL | sizes), progress=False)
+    layer = components.input_layer(cells, model.config)
+    y = log_normalized(cells) @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose((y**2).sum(1).mean(), 1, rtol=1e-4)
+    z = model.embed(cells)
+    assert np.linalg.matrix_rank(y, tol=1e-3) == 3  # four labels
+    np.testing.assert_allclose(z[:, :6], y * (z[:, -1:] / 0.5), atol=1e-5)
+    assert (z[:, -1] > 0).all()
+    assert z[:, 6:-1].std() > 0

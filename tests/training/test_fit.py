@@ -191,12 +191,23 @@ def test_labels_of_one_study_can_be_coarsened_and_perturbed(device):
     assert model.trained_on["cells"] == 160
 
 
+def test_a_batch_is_no_larger_than_the_cells_that_there_are(tmp_path, caplog):
+    few = jm.read_cells(make_adata(50), **KEYS)
+    config = jm.Config(**{**CONFIG.to_dict(), "batch_size": 500, "steps_per_epoch": 0})
+    model = jm.fit(few, config, directory=tmp_path / "run", devices=jax.devices()[:4])
+    assert "batches of 48 cells, all that there are, not of 500" in caplog.text
+    assert (model.history["step"] == 1 + np.arange(config.max_epochs)).all()
+    again = jm.fit(few, config, directory=tmp_path / "run", devices=jax.devices()[:4])
+    same(model, again)
+    with pytest.raises(ValueError, match="a multiple of 8 cells here, but there are only 6"):
+        jm.fit(few.select(np.arange(6)), config, devices=jax.devices()[:8])
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
         (lambda a: a.obs.update({"cell_type": "T cell"}), {}, "at least 2 labels, but has 1"),
         (lambda a: a.obs.update({"study": "one"}), {}, "all cells are of one study.*--study-key"),
-        (lambda a: a, {"batch_size": 500}, "batch_size is 500, but there are only 200 cells"),
         (lambda a: a, {"validation": ["study_9"]}, "no cell is of study 'study_9'"),
         (lambda a: a, {"validation": ["study_0", "study_1", "study_2"]}, "holds out every study"),
     ],
