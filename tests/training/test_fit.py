@@ -193,9 +193,9 @@ def test_labels_of_one_study_can_be_coarsened_and_perturbed(device):
 
 def test_a_batch_is_no_larger_than_the_cells_that_there_are(tmp_path, caplog):
     few = jm.read_cells(make_adata(50), **KEYS)
-    config = jm.Config(**{**CONFIG.to_dict(), "batch_size": 500, "steps_per_epoch": 0})
+    config = jm.Config(**{**CONFIG.to_dict(), "batch_size": 512, "steps_per_epoch": 0})
     model = jm.fit(few, config, directory=tmp_path / "run", devices=jax.devices()[:4])
-    assert "batches of 48 cells, all that there are, not of 500" in caplog.text
+    assert "batches of 48 cells, all that there are, not of 512" in caplog.text
     assert (model.history["step"] == 1 + np.arange(config.max_epochs)).all()
     again = jm.fit(few, config, directory=tmp_path / "run", devices=jax.devices()[:4])
     same(model, again)
