@@ -199,7 +199,7 @@ def test_a_batch_is_no_larger_than_the_cells_that_there_are(tmp_path, caplog):
     assert (model.history["step"] == 1 + np.arange(config.max_epochs)).all()
     again = jm.fit(few, config, directory=tmp_path / "run", devices=jax.devices()[:4])
     same(model, again)
-    with pytest.raises(ValueError, match="a multiple of 8 cells here, but there are only 6"):
+    with pytest.raises(ValueError, match="a multiple of 8 cells here, but there are only 4"):
         jm.fit(few.select(np.arange(6)), config, devices=jax.devices()[:8])
 
 
