@@ -1,5 +1,6 @@
 """The baselines to beat: what takes seconds and no network, of log-normalised expression."""
 
+import logging
 import warnings
 
 import numpy as np
@@ -14,12 +15,21 @@ from jaxmetric.evaluation.embeddings import (
     SVD,
     Embedding,
     Prediction,
+    logged,
     seen_genes,
 )
 from jaxmetric.networks.components import right_singular_vectors
-from jaxmetric.scores.label_transfer import Labelled, number_alike
+from jaxmetric.scores.label_transfer import (
+    Labelled,
+    number_alike,
+    predict,
+    prediction_scores,
+)
+
+log = logging.getLogger("jaxmetric")
 
 MOST = 20_000  # reference cells that the logistic regression is fitted on
+PRODUCTS = 1e9  # of a value and a weight, in one of its steps: some seconds on one core
 CHUNK = 10_000  # query cells whose labels it predicts at a time
 
 
@@ -40,6 +50,19 @@ def baselines(
         LDA: Embedding(*discriminants, of_rest[0]),
         LOGISTIC: Prediction(predict_by_genes(logged_query, logged_reference, labels)),
     }
+
+
+def baseline_scores(query: Cells, reference: Cells, k: int) -> dict[str, dict[str, float | int]]:
+    """How right the labels of each baseline are: see `transfer_scores`."""
+    labels, cells = number_alike(query, reference), (logged(query), logged(reference))
+    svd = svd_embedding(*cells)
+    lda = lda_embedding(*svd, labels.reference)
+    predicted = {
+        SVD: predict(*svd, labels, k),
+        LDA: predict(*lda, labels, k),
+        LOGISTIC: predict_by_genes(*cells, labels),
+    }
+    return {name: prediction_scores(one, labels) for name, one in predicted.items()}
 
 
 def svd_embedding(
@@ -104,19 +127,29 @@ def logistic_regression(
 ) -> Int[np.ndarray, " m"]:
     """The labels that a multinomial logistic regression on some rows predicts of new ones.
 
-    By scikit-learn: L2 penalty with C = 1, every label of the same weight, at most 200 steps. It is
-    fitted on at most MOST rows, drawn evenly from the labels.
+    By scikit-learn: L2 penalty with C = 1, every label of the same weight, at most 200 steps. Of more
+    than MOST rows, or of fewer with so many values and labels that a step takes more than PRODUCTS,
+    a part is used, drawn at random and evenly from the labels (`evenly`).
     """
     from sklearn.linear_model import LogisticRegression
 
-    chosen = evenly(labels, MOST)
-    if len(np.unique(labels)) < 2:
-        return np.repeat(labels[:1], X_new.shape[0])
+    num_labels, (num_new, _) = len(np.unique(labels)), X_new.shape
+    if num_labels < 2:
+        return np.repeat(labels[:1], num_new)
+    values = max(1, X.nnz / len(labels))
+    chosen = evenly(labels, min(MOST, int(PRODUCTS / (values * num_labels))))
+    if len(chosen) < len(labels):
+        log.info(
+            "logistic regression: fitted on %d of %d reference cells, drawn evenly from %d labels",
+            len(chosen),
+            len(labels),
+            num_labels,
+        )
     model = LogisticRegression(C=1, max_iter=200, class_weight="balanced")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that 200 steps are not enough
         model.fit(X[chosen], labels[chosen])
-    starts = range(0, X_new.shape[0], CHUNK)
+    starts = range(0, num_new, CHUNK)
     return np.concatenate([model.predict(X_new[start : start + CHUNK]) for start in starts])
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxmetric.cells.cells import Cells
+from jaxmetric.cells.cells import Cells, log_normalized
 from jaxmetric.scores.agreement import hidden_genes
 
 MODEL, SVD, LDA, LOGISTIC = "jaxmetric", "SVD-50", "LDA-50", "logistic regression"
@@ -110,3 +110,8 @@ def seen_genes(genes: tuple[str, ...]) -> tuple[str, ...]:
 def in_memory(cells: Cells) -> Cells:
     """The same cells with their values in memory, read from the store where they lie in one."""
     return dataclasses.replace(cells, X=cells.matrix())
+
+
+def logged(cells: Cells) -> Cells:
+    """The same cells with log-normalised values, in memory."""
+    return dataclasses.replace(cells, X=log_normalized(cells), values="lognorm")

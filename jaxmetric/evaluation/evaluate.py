@@ -11,10 +11,16 @@ from jaxtyping import Bool
 from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.read import read_cells
 from jaxmetric.evaluation.baselines import baselines as baselines_of
-from jaxmetric.evaluation.embeddings import MODEL, Embedding, given_embeddings, in_memory
+from jaxmetric.evaluation.embeddings import (
+    MODEL,
+    Embedding,
+    given_embeddings,
+    in_memory,
+    logged,
+)
 from jaxmetric.evaluation.page import page_of
 from jaxmetric.evaluation.plots import require_pictures
-from jaxmetric.evaluation.report import logged, report_of, scores_alone
+from jaxmetric.evaluation.report import report_of, scores_alone
 from jaxmetric.files import write_text
 
 

@@ -1,7 +1,7 @@
 """The evaluation report: how good an embedding of query cells is, beside others of the same cells."""
 
-import dataclasses
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int, Num, Shaped
 
-from jaxmetric.cells.cells import Cells, log_normalized
+from jaxmetric.cells.cells import Cells
 from jaxmetric.evaluation.embeddings import MODEL, Embedding, Prediction
 from jaxmetric.labels.label_set import depth_first_order
 from jaxmetric.metric import retrieval, silhouette
@@ -50,6 +50,7 @@ TABLE = (
     "hidden_gene_agreement",
     "nmse",
 )
+WIDTH = 110  # of its notes
 OF_EMBEDDINGS = (
     *(kind + name for kind in ("", "ontology_") for name in retrieval.NAMES),
     "silhouette",
@@ -225,11 +226,6 @@ def silhouette_widths(z: Float[np.ndarray, "q d"], labels: Labelled) -> Float[np
     return silhouette.silhouette_widths(z, labels.query, descendants=below)
 
 
-def logged(cells: Cells) -> Cells:
-    """The same cells with log-normalised values, in memory."""
-    return dataclasses.replace(cells, X=log_normalized(cells), values="lognorm")
-
-
 def study_of(cells: Cells) -> Shaped[np.ndarray, " cells"]:
     """The name of each cell's study."""
     return np.array(cells.study_names, object)[cells.studies]
@@ -269,7 +265,8 @@ def _notes(columns: Mapping[str, dict[str, Any]]) -> list[str]:
     for (name, why), lacking in of.items():
         if name in TABLE:
             lines[", ".join(lacking), why].append(name)
-    return [f"{', '.join(names)} of {of}: {why}" for (of, why), names in lines.items()]
+    said = (f"{', '.join(names)} of {of}: {why}" for (of, why), names in lines.items())
+    return [line for one in said for line in textwrap.wrap(one, WIDTH, break_long_words=False)]
 
 
 def score_text(report: dict[str, Any], name: str) -> str:

@@ -57,10 +57,13 @@ def transfer_scores(
       ValueError: when no query cell can be scored, or k exceeds the labelled reference cells.
     """
     labels = number_alike(query, reference)
-    predicted = predict(z, z_reference, labels, k)
-    return counts(labels) | confusion_scores(
-        confusion(labels.query, predicted, len(labels.names)), labels.descendants
-    )
+    return prediction_scores(predict(z, z_reference, labels, k), labels)
+
+
+def prediction_scores(predicted: Int[np.ndarray, " q"], labels: Labelled) -> dict[str, float | int]:
+    """The same of the query cells' predicted labels, -1 where they are not scored."""
+    C = confusion(labels.query, predicted, len(labels.names))
+    return counts(labels) | confusion_scores(C, labels.descendants)
 
 
 def counts(labels: Labelled) -> dict[str, int]:
@@ -81,21 +84,29 @@ def predict(
     Raises:
       ValueError: when no query cell can be scored, or k exceeds the labelled reference cells.
     """
+    check_scorable(labels, k)
     scored, known = labels.scored, labels.reference >= 0
-    if not scored.any():
+    neighbors = nearest_neighbors(z[scored], z_reference[known], k)
+    predicted = np.full(len(scored), -1)
+    predicted[scored] = transfer_labels(neighbors, labels.reference[known], len(labels.names))
+    return predicted
+
+
+def check_scorable(labels: Labelled, k: int) -> None:
+    """Raises a ValueError when no query cell can be scored, or k exceeds the labelled reference cells."""
+    if not labels.scored.any():
         here, there = (
             [labels.names[i] for i in np.unique(own[own >= 0])]
             for own in (labels.query, labels.reference)
         )
         raise ValueError(
-            f"none of the {len(scored)} query cells has a label that a reference cell has: the labels "
-            f"are {here} and {there}. Name their columns with label_key= / --label-key (of the reference "
+            f"none of the {len(labels.query)} query cells has a label that a reference cell has: the "
+            f"labels are {here} and {there}. Name their columns with label_key= / --label-key (of the reference "
             "--reference-label-key)."
         )
-    neighbors = nearest_neighbors(z[scored], z_reference[known], k)
-    predicted = np.full(len(scored), -1)
-    predicted[scored] = transfer_labels(neighbors, labels.reference[known], len(labels.names))
-    return predicted
+    known = counts(labels)["num_reference"]
+    if not 1 <= k <= known:
+        raise ValueError(f"k must be from 1 to {known}, the labelled reference cells, but is {k}.")
 
 
 def confusion(
