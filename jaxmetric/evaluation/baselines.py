@@ -133,7 +133,7 @@ def logistic_regression(
     """
     from sklearn.linear_model import LogisticRegression
 
-    num_labels, (num_new, _) = len(np.unique(labels)), X_new.shape
+    num_labels, num_new = len(np.unique(labels)), len(X_new.indptr) - 1
     if num_labels < 2:
         return np.repeat(labels[:1], num_new)
     values = max(1, X.nnz / len(labels))

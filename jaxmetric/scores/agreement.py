@@ -128,7 +128,7 @@ def _correlation(
     """
     total = weights.sum(-1, keepdims=True)
     share = weights / np.where(total > 0, total, 1)
-    centres = x.mean(0, np.float64), y.mean(0, np.float64)
+    centres = [v.sum(0, np.float64) / max(len(v), 1) for v in (x, y)]
     a, b = x - centres[0], y - centres[1]
     (mean_a, var_a), (mean_b, var_b) = (
         _mean_and_variance(v, centre, share) for v, centre in zip((a, b), centres, strict=True)

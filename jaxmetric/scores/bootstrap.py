@@ -66,4 +66,4 @@ def weighted_means(
     values = np.stack(list(per_cell.values()), 1)
     there = ~np.isnan(values)
     means = ratio(weights @ np.where(there, values, 0), weights @ there.astype(np.float64))
-    return dict(zip(per_cell, np.moveaxis(means, -1, 0), strict=True))
+    return {name: means[..., i] for i, name in enumerate(per_cell)}

@@ -101,8 +101,8 @@ def check_scorable(labels: Labelled, k: int) -> None:
         )
         raise ValueError(
             f"none of the {len(labels.query)} query cells has a label that a reference cell has: the "
-            f"labels are {here} and {there}. Name their columns with label_key= / --label-key (of the reference "
-            "--reference-label-key)."
+            f"labels are {here} and {there}. Name their columns with label_key= / --label-key (of the "
+            "reference --reference-label-key)."
         )
     known = counts(labels)["num_reference"]
     if not 1 <= k <= known:
