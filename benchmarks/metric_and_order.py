@@ -50,7 +50,7 @@ def main() -> None:
                 continue
             config = jm.Config(**BUDGET, **DISTANCES[distance], both_orders=both_orders, seed=seed)
             model = jm.fit(train, config, progress=False)
-            found = model.evaluate(query, train, svd=False)
+            found = model.evaluate(query, train, baselines=False)
             scores = {name: found[name] for name in ("accuracy", "macro_f1", "silhouette")}
             names = ("distance", "both_orders", "study", "seed")
             done[key] = dict(zip(names, key, strict=True)) | scores

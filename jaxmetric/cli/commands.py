@@ -218,7 +218,7 @@ class Annotate:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score a model's embedding of labelled cells, beside a truncated SVD of 50 dimensions.
+    """Score a model's embedding of labelled cells, beside baselines that take seconds.
 
     Labels are transferred from the reference cells to the query cells by their nearest neighbours.
     """
@@ -241,6 +241,8 @@ class Evaluate:
     """Neighbours that vote, each weighted by 1 / distance."""
     obsm: tuple[str, ...] = ()
     """Embeddings to score too, such as X_pca: in the obsm of all query and reference files."""
+    baselines: bool = True
+    """Score a truncated SVD, its linear discriminants and a logistic regression of genes too."""
     out: Path | None = None
     """Also write the report to this JSON file."""
     page: Path | None = None
@@ -269,6 +271,7 @@ class Evaluate:
             None if others is None else others.select(known),
             k=self.k,
             all_labels=self.all_labels,
+            baselines=self.baselines,
             embeddings={
                 key: (read_obsm(self.files, key)[chosen], read_obsm(files, key)[known])
                 for key in self.obsm
@@ -303,6 +306,8 @@ class Crossvalidate:
     in batches of the same size."""
     k: int = 15
     """Neighbours that vote, each weighted by 1 / distance."""
+    baselines: bool = True
+    """Score a truncated SVD, its linear discriminants and a logistic regression of genes too."""
     keep_runs: bool = False
     """Keep the run of each study and seed, with its model."""
     out: Path | None = None
@@ -327,6 +332,7 @@ class Crossvalidate:
             studies=self.studies or None,
             seeds=range(self.seeds),
             k=self.k,
+            baselines=self.baselines,
             keep_runs=self.keep_runs,
             progress=not self.quiet,
         )

@@ -1,16 +1,17 @@
-"""The embeddings that a report compares: the model's embedding, and others of the same cells."""
+"""What a report compares: the model's embedding, and others, or labels alone, of the same cells."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from jaxmetric.cells.cells import Cells
+from jaxmetric.cells.cells import Cells, log_normalized
 from jaxmetric.scores.agreement import hidden_genes
 
-MODEL, SVD = "jaxmetric", "SVD-50"
+MODEL, SVD, LDA, LOGISTIC = "jaxmetric", "SVD-50", "LDA-50", "logistic regression"
+BASELINES = (SVD, LDA, LOGISTIC)
 
 
 class Embedding(NamedTuple):
@@ -30,6 +31,16 @@ class Embedding(NamedTuple):
     hidden: Float[np.ndarray, "q d"] | None = None
     error: Float[np.ndarray, " q"] | None = None
     power: Float[np.ndarray, " q"] | None = None
+
+
+class Prediction(NamedTuple):
+    """Labels of the query cells, from what predicts them without an embedding.
+
+    Attributes:
+      labels: the predicted label of each query cell, in the numbers of `number_alike`; -1: not scored.
+    """
+
+    labels: Int[np.ndarray, " q"]
 
 
 def model_embedding(
@@ -70,7 +81,7 @@ def given_embeddings(
     """
     checked = {}
     for name, pair in embeddings.items():
-        if name in (MODEL, SVD):
+        if name in (MODEL, *BASELINES):
             raise ValueError(f"an embedding cannot be named {name!r}: choose another name.")
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(
@@ -99,3 +110,8 @@ def seen_genes(genes: tuple[str, ...]) -> tuple[str, ...]:
 def in_memory(cells: Cells) -> Cells:
     """The same cells with their values in memory, read from the store where they lie in one."""
     return dataclasses.replace(cells, X=cells.matrix())
+
+
+def logged(cells: Cells) -> Cells:
+    """The same cells with log-normalised values, in memory."""
+    return dataclasses.replace(cells, X=log_normalized(cells), values="lognorm")

@@ -10,11 +10,17 @@ from jaxtyping import Bool
 
 from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.read import read_cells
-from jaxmetric.evaluation.baselines import svd_baseline
-from jaxmetric.evaluation.embeddings import MODEL, SVD, Embedding, given_embeddings, in_memory
+from jaxmetric.evaluation.baselines import baselines as baselines_of
+from jaxmetric.evaluation.embeddings import (
+    MODEL,
+    Embedding,
+    given_embeddings,
+    in_memory,
+    logged,
+)
 from jaxmetric.evaluation.page import page_of
 from jaxmetric.evaluation.plots import require_pictures
-from jaxmetric.evaluation.report import logged, report_of, scores_alone
+from jaxmetric.evaluation.report import report_of, scores_alone
 from jaxmetric.files import write_text
 
 
@@ -26,7 +32,7 @@ def evaluate(
     genes: Sequence[str],
     is_reference: Callable[[Cells], Bool[np.ndarray, " r"]] | None,
     k: int,
-    svd: bool,
+    baselines: bool,
     embeddings: Mapping[str, tuple],
     page: str | Path | None,
     history: pd.DataFrame,
@@ -57,12 +63,13 @@ def evaluate(
     query, reference = in_memory(query), in_memory(reference)
     logged_cells = logged(query), logged(reference)
     compared = {MODEL: embed(query, reference)}
-    if svd:
-        compared[SVD] = svd_baseline(query, reference, *logged_cells)
+    if baselines:
+        compared |= baselines_of(query, reference, *logged_cells)
     compared |= others
     report = report_of(compared, *logged_cells, k=k)
     if page is not None:
-        write_text(Path(page), page_of(report, compared, query, reference, history))
+        drawn = {name: one for name, one in compared.items() if isinstance(one, Embedding)}
+        write_text(Path(page), page_of(report, drawn, query, reference, history))
     return report
 
 

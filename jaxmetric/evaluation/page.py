@@ -47,9 +47,11 @@ td small { color: #777; }
 MEANING = {
     "accuracy": "transferred label is the true one",
     "macro_f1": "F1, mean over types true or predicted",
+    "macro_f1_present": "F1, mean over types that query cells have",
     "balanced_accuracy": "recall, mean over types",
     "ontology_accuracy": "transferred label is the true one or a descendant",
-    "ontology_macro_f1": "F1, descendants count as the type",
+    "ontology_macro_f1": "F1, true or predicted, descendants count as the type",
+    "ontology_macro_f1_present": "F1, types of query cells, descendants count as the type",
     "ontology_balanced_accuracy": "recall, descendants count as the type",
     "as_subtype": "... a descendant of the true one",
     "as_parent": "... an ancestor of the true one",

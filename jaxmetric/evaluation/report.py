@@ -1,21 +1,20 @@
 """The evaluation report: how good an embedding of query cells is, beside others of the same cells."""
 
-import dataclasses
 import math
+import textwrap
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int, Num, Shaped
 
-from jaxmetric.cells.cells import Cells, log_normalized
-from jaxmetric.evaluation.embeddings import MODEL, Embedding
+from jaxmetric.cells.cells import Cells
+from jaxmetric.evaluation.embeddings import MODEL, Embedding, Prediction
 from jaxmetric.labels.label_set import depth_first_order
-from jaxmetric.metric import silhouette
+from jaxmetric.metric import retrieval, silhouette
 from jaxmetric.metric.neighbors import nearest_neighbors
-from jaxmetric.metric.retrieval import retrieval_per_cell
 from jaxmetric.scores.agreement import (
     hidden_gene_agreement,
     hidden_genes,
@@ -35,10 +34,12 @@ from jaxmetric.scores.label_transfer import (
     predict,
 )
 from jaxmetric.scores.mixing import lisi, scaled_median
+from jaxmetric.scores.ratio import ratio
 
 TABLE = (
     "accuracy",
     "macro_f1",
+    "macro_f1_present",
     "balanced_accuracy",
     "ontology_accuracy",
     "ontology_macro_f1",
@@ -49,6 +50,15 @@ TABLE = (
     "hidden_gene_agreement",
     "nmse",
 )
+WIDTH = 110  # of its notes
+OF_EMBEDDINGS = (
+    *(kind + name for kind in ("", "ontology_") for name in retrieval.NAMES),
+    "silhouette",
+    "study_mixing",
+    "neighborhood_agreement",
+    "hidden_gene_agreement",
+)
+Scores = Callable[[Float[np.ndarray, "b q"]], dict[str, Float[np.ndarray, " b"]]]
 
 
 class Evidence(NamedTuple):
@@ -72,12 +82,12 @@ class Evidence(NamedTuple):
 
 
 def report_of(
-    embeddings: Mapping[str, Embedding], query: Cells, reference: Cells, *, k: int = 15
+    compared: Mapping[str, Embedding | Prediction], query: Cells, reference: Cells, *, k: int = 15
 ) -> dict[str, Any]:
     """The scores of the first embedding, and beside them those of the others.
 
     Args:
-      embeddings: by name, the first the model's.
+      compared: by name, the first the model's embedding.
       query: labelled cells of the genes that the model reads, log-normalised.
       reference: labelled cells of the same genes, log-normalised.
       k: neighbours that vote.
@@ -86,7 +96,12 @@ def report_of(
       See `MetricLearning.evaluate`.
     """
     evidence = evidence_of(query, reference)
-    found = {name: embedding_report(one, evidence, k) for name, one in embeddings.items()}
+    found = {
+        name: embedding_report(one, evidence, k)
+        if isinstance(one, Embedding)
+        else prediction_report(one, evidence)
+        for name, one in compared.items()
+    }
     first, *others = found
     cells = {"num_cells": len(query), **counts(evidence.labels), "k": k}
     return plain(cells | found[first] | {"beside": {name: found[name] for name in others}})
@@ -111,9 +126,8 @@ def embedding_report(embedding: Embedding, evidence: Evidence, k: int) -> dict[s
     """One embedding's scores, intervals, rows by type, confusion matrix, and why scores are missing."""
     labels, (z, z_reference) = evidence.labels, embedding[:2]
     predicted = predict(z, z_reference, labels, k)
-    C = confusion(labels.query, predicted, len(labels.names))
     widths = silhouette_widths(z, labels)
-    per_cell = {"silhouette": widths} | retrieval_per_cell(
+    per_cell = {"silhouette": widths} | retrieval.retrieval_per_cell(
         z, labels.query, z_reference, labels.reference, descendants=labels.descendants
     )
     if embedding.error is not None:
@@ -129,22 +143,55 @@ def embedding_report(embedding: Embedding, evidence: Evidence, k: int) -> dict[s
     else:
         pairs = ranked_pairs(embedding.hidden, evidence.hidden)
 
-    def scores(weights: Num[np.ndarray, " q"]) -> dict[str, float]:
-        """With each query cell counted so many times; the reference cells stay."""
-        weighted = confusion(labels.query, predicted, len(labels.names), weights)
-        found = confusion_scores(weighted, labels.descendants, C) | cell_means(per_cell, weights)
+    def scores(weights: Float[np.ndarray, "b q"]) -> dict[str, Float[np.ndarray, " b"]]:
+        found = cell_means(per_cell, weights)
         found["neighborhood_agreement"] = neighborhood_agreement(evidence.markers, around, weights)
         if "study_mixing" not in notes:
-            each = np.concatenate([weights, np.ones(len(z_reference))])
-            found["study_mixing"] = scaled_median(mixing, each, len(np.unique(evidence.studies)))
+            others, studies = np.ones(len(z_reference)), len(np.unique(evidence.studies))
+            each = (np.concatenate([one, others]) for one in weights)
+            found["study_mixing"] = np.array([scaled_median(mixing, one, studies) for one in each])
         if "hidden_gene_agreement" not in notes:
             found["hidden_gene_agreement"] = hidden_gene_agreement(pairs, weights)
         return found
 
+    return _report(predicted, scores, widths, notes, evidence)
+
+
+def prediction_report(prediction: Prediction, evidence: Evidence) -> dict[str, Any]:
+    """The same of labels alone: the scores of embeddings are missing."""
+    notes = dict.fromkeys(OF_EMBEDDINGS, "labels without an embedding")
+    widths = np.full(len(prediction.labels), np.nan)
+    return _report(prediction.labels, lambda weights: {}, widths, notes, evidence)
+
+
+def _report(
+    predicted: Int[np.ndarray, " q"],
+    others: Scores,
+    widths: Float[np.ndarray, " q"],
+    notes: dict[str, str],
+    evidence: Evidence,
+) -> dict[str, Any]:
+    """The report of predicted labels, with other scores.
+
+    Args:
+      predicted: label of each query cell; -1: not scored.
+      others: the other scores with each query cell counted so many times; the reference cells stay.
+      widths: silhouette width of each query cell; NaN: it has none.
+      notes: why scores are missing.
+      evidence: what the labels are judged by.
+    """
+    labels = evidence.labels
+    C = confusion(labels.query, predicted, len(labels.names))
+
+    def scores(weights: Float[np.ndarray, "b q"]) -> dict[str, Float[np.ndarray, " b"]]:
+        matrices = (confusion(labels.query, predicted, len(C), one) for one in weights)
+        found = [confusion_scores(one, labels.descendants, C) for one in matrices]
+        return {name: np.array([one[name] for one in found]) for name in found[0]} | others(weights)
+
     shown = [i for i in evidence.order if C[i].any() or C[:, i].any()]
-    return scores(np.ones(len(z))) | {
+    return {name: value for name, (value,) in scores(np.ones((1, len(predicted)))).items()} | {
         **dict.fromkeys(notes),
-        "intervals": intervals(scores, len(z)),
+        "intervals": intervals(scores, len(predicted)),
         "per_type": per_type(C, labels, widths, evidence.order),
         "confusion": {
             "labels": [labels.names[i] for i in shown],
@@ -164,13 +211,12 @@ def scores_alone(embedding: Embedding, query: Cells) -> dict[str, Any]:
 
 
 def cell_means(
-    per_cell: dict[str, Float[np.ndarray, " q"]], weights: Num[np.ndarray, " q"]
-) -> dict[str, float]:
+    per_cell: dict[str, Float[np.ndarray, " q"]], weights: Num[np.ndarray, "*b q"]
+) -> dict[str, Float[np.ndarray, "*b"]]:
     """Means over cells, and nmse: mean squared error over mean squared expression."""
     means = weighted_means(per_cell, weights)
     if "power" in means:
-        power = means.pop("power")
-        means["nmse"] = means["mse"] / power if power > 0 else float("nan")
+        means["nmse"] = ratio(means["mse"], means.pop("power"))
     return means
 
 
@@ -178,11 +224,6 @@ def silhouette_widths(z: Float[np.ndarray, "q d"], labels: Labelled) -> Float[np
     """Ontology-aware silhouette width of each query cell in cosine distance; NaN: it has none."""
     below = labels.descendants if labels.names else None
     return silhouette.silhouette_widths(z, labels.query, descendants=below)
-
-
-def logged(cells: Cells) -> Cells:
-    """The same cells with log-normalised values, in memory."""
-    return dataclasses.replace(cells, X=log_normalized(cells), values="lognorm")
 
 
 def study_of(cells: Cells) -> Shaped[np.ndarray, " cells"]:
@@ -194,16 +235,15 @@ def score_table(report: dict[str, Any]) -> str:
     """The main scores as text, with their intervals: a column for each embedding."""
     columns = {MODEL: report} | report.get("beside", {})
     names = [name for name in TABLE if any(name in one for one in columns.values())]
-    left, width = max(map(len, names)), max(22, *map(len, columns)) + 2
-    lines = [" " * left + "".join(f"{name:>{width}}" for name in columns)]
-    for name in names:
-        texts = (score_text(one, name) for one in columns.values())
-        lines.append(f"{name:{left}}" + "".join(f"{text:>{width}}" for text in texts))
-    lacking = defaultdict(list)
-    for column, one in columns.items():
-        for name, why in one.get("notes", {}).items():
-            lacking[name, why].append(column)
-    lines += [f"{name} of {', '.join(of)}: {why}" for (name, why), of in lacking.items()]
+    texts = {
+        head: [head, *(score_text(one, name) for name in names)] for head, one in columns.items()
+    }
+    left, widths = max(map(len, names)), {head: max(map(len, texts[head])) + 2 for head in columns}
+    lines = [
+        f"{name:{left}}" + "".join(f"{texts[head][i]:>{widths[head]}}" for head in columns)
+        for i, name in enumerate(["", *names])
+    ]
+    lines += _notes(columns)
     if "num_scored" not in report:
         lines.append(
             "labels are scored beside reference cells: reference= / --reference, --studies"
@@ -214,6 +254,19 @@ def score_table(report: dict[str, Any]) -> str:
             f"the {report['num_reference']} reference cells"
         )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _notes(columns: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Why scores of the table are missing, those of the same columns and reason in one line."""
+    of, lines = defaultdict(list), defaultdict(list)
+    for column, one in columns.items():
+        for name, why in one.get("notes", {}).items():
+            of[name, why].append(column)
+    for (name, why), lacking in of.items():
+        if name in TABLE:
+            lines[", ".join(lacking), why].append(name)
+    said = (f"{', '.join(names)} of {of}: {why}" for (of, why), names in lines.items())
+    return [line for one in said for line in textwrap.wrap(one, WIDTH, break_long_words=False)]
 
 
 def score_text(report: dict[str, Any], name: str) -> str:

@@ -121,6 +121,7 @@ class MetricLearning:
         *,
         k: int = 15,
         all_labels: bool = False,
+        baselines: bool = True,
         svd: bool = True,
         embeddings: Mapping[str, tuple] | None = None,
         page: str | Path | None = None,
@@ -134,7 +135,10 @@ class MetricLearning:
           k: neighbours that vote.
           all_labels: use reference cells of every label, not only of those that the model was trained
             on.
-          svd: also score a truncated SVD of 50 dimensions, fitted on the reference.
+          baselines: also score, all fitted on the reference, a truncated SVD of 50 dimensions, its linear
+            discriminants, and a logistic regression of genes, which predicts labels without an
+            embedding.
+          svd: what `baselines` was called when the SVD was the only one; False leaves all of them out.
           embeddings: other embeddings to score, by name: (query cells, d) and (reference cells, d).
           page: also write the report with pictures, one HTML file (extra `eval`).
           progress: show progress bars.
@@ -153,7 +157,8 @@ class MetricLearning:
             per_type                  see `label_transfer.per_type`
             confusion                 counts: rows are true labels, columns predicted ones
             notes                     why a score is None
-            beside                    the same scores of the SVD ("SVD-50") and of each of `embeddings`
+            beside                    the same scores of the baselines ("SVD-50", "LDA-50", "logistic
+                                      regression") and of each of `embeddings`
 
           Transferred labels are scored over the `num_scored` query cells whose label is also a label of
           one of the `num_reference` labelled reference cells.
@@ -170,7 +175,7 @@ class MetricLearning:
             genes=self.genes,
             is_reference=None if all_labels else self._have_trained_label,
             k=k,
-            svd=svd,
+            baselines=baselines and svd,
             embeddings=embeddings or {},
             page=page,
             history=self.history,

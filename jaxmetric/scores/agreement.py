@@ -7,6 +7,8 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float, Int, Num
 
+from jaxmetric.scores.ratio import ratio
+
 MARKERS = 200  # genes whose expression neighbours should share
 HIDDEN = 5  # one in so many genes is hidden
 PAIRS = 20_000  # pairs of cells whose distances are compared
@@ -34,8 +36,8 @@ def mean_of_neighbors(
 def neighborhood_agreement(
     expression: Float[np.ndarray, "q g"],
     around: Float[np.ndarray, "q g"],
-    weights: Num[np.ndarray, " q"] | None = None,
-) -> float:
+    weights: Num[np.ndarray, "*b q"] | None = None,
+) -> Float[np.ndarray, "*b"]:
     """How well the mean of a query cell's nearest reference cells tells its own expression.
 
     For each gene the Pearson correlation, over query cells, of a cell's expression with the mean
@@ -44,7 +46,7 @@ def neighborhood_agreement(
     Args:
       expression: of the query cells, log-normalised, in the genes that count.
       around: mean expression of each cell's nearest reference cells, from `mean_of_neighbors`.
-      weights: how often each cell counts; None: once.
+      weights: how often each cell counts, in one or several resamples; None: once.
 
     Returns:
       The score, in [-1, 1]. Genes of which one side is constant are left out; NaN where all are.
@@ -96,8 +98,8 @@ def ranked_pairs(
 
 
 def hidden_gene_agreement(
-    pairs: RankedPairs, weights: Num[np.ndarray, " q"] | None = None
-) -> float:
+    pairs: RankedPairs, weights: Num[np.ndarray, "*b q"] | None = None
+) -> Float[np.ndarray, "*b"]:
     """Are cells that lie close together alike in genes that the embedding has not seen?
 
     Spearman correlation, over pairs of cells, of their distance in the embedding with that in the hidden
@@ -105,30 +107,43 @@ def hidden_gene_agreement(
 
     Args:
       pairs: from `ranked_pairs`.
-      weights: how often each cell counts, and so how often its pairs; the ranks stay those of all
-        pairs. None: once.
+      weights: how often each cell counts, and so how often its pairs, in one or several resamples; the
+        ranks stay those of all pairs. None: once.
 
     Returns:
       The score, in [-1, 1]; NaN where all distances are one.
     """
     a, b = pairs.cells
-    each = np.ones(len(a)) if weights is None else weights[a] * weights[b]
+    each = np.ones(len(a)) if weights is None else weights[..., a] * weights[..., b]
     return _correlation(pairs.embedded, pairs.measured, each)
 
 
 def _correlation(
-    x: Float[np.ndarray, "n g"], y: Float[np.ndarray, "n g"], weights: Num[np.ndarray, " n"]
-) -> float:
-    """Mean over the columns of their Pearson correlation; NaN where all of them have none."""
-    total = weights.sum()
-    if not total:
-        return float("nan")
-    share = weights / total
-    a, b = (values - share @ values for values in (x, y))
-    spread, other = share @ a**2, share @ b**2
-    varies = (spread > 1e-12 * (share @ x**2)) & (other > 1e-12 * (share @ y**2))
-    found = (share @ (a * b))[varies] / np.sqrt(spread * other)[varies]
-    return float(found.mean()) if varies.any() else float("nan")
+    x: Float[np.ndarray, "n g"], y: Float[np.ndarray, "n g"], weights: Num[np.ndarray, "*b n"]
+) -> Float[np.ndarray, "*b"]:
+    """Mean over the columns of their Pearson correlation; NaN where all of them have none.
+
+    Moments of a = x - mean(x) and b = y - mean(y): variance is E[a^2] - E[a]^2, covariance
+    E[ab] - E[a]E[b]. As E[a] and E[b] are near 0 in every resample, the differences lose nothing.
+    """
+    total = weights.sum(-1, keepdims=True)
+    share = weights / np.where(total > 0, total, 1)
+    centres = [v.sum(0, np.float64) / max(len(v), 1) for v in (x, y)]
+    a, b = x - centres[0], y - centres[1]
+    (mean_a, var_a), (mean_b, var_b) = (
+        _mean_and_variance(v, centre, share) for v, centre in zip((a, b), centres, strict=True)
+    )
+    each = ratio(share @ (a * b) - mean_a * mean_b, np.sqrt(var_a * var_b))
+    return ratio(np.nansum(each, -1), (~np.isnan(each)).sum(-1))
+
+
+def _mean_and_variance(
+    a: Float[np.ndarray, "n g"], centre: Float[np.ndarray, " g"], share: Float[np.ndarray, "*b n"]
+) -> tuple[Float[np.ndarray, "*b g"], Float[np.ndarray, "*b g"]]:
+    """Of columns less their centre; the variance is 0 where a + centre is constant but for rounding."""
+    mean, square = share @ a, share @ a**2
+    variance = square - mean**2
+    return mean, np.where(variance > 1e-12 * (square + (mean + centre) ** 2), variance, 0)
 
 
 def _cosine_distances(

@@ -5,9 +5,13 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Num
 
+from jaxmetric.scores.ratio import ratio
+
+WEIGHTS = 10_000_000  # that are held at a time: resamples x cells
+
 
 def intervals(
-    scores: Callable[[Num[np.ndarray, " n"]], dict[str, float]],
+    scores: Callable[[Float[np.ndarray, "b n"]], dict[str, Float[np.ndarray, " b"]]],
     num_cells: int,
     *,
     resamples: int = 200,
@@ -23,7 +27,8 @@ def intervals(
     narrow. Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
     Args:
-      scores: gives the scores of cells that count so many times each.
+      scores: gives the scores of each of several resamples, from how often each counts each cell. Many
+        at a time: products of a few large matrices do not wait for threads as those of many small ones.
       num_cells: number of cells.
       resamples: how often cells are drawn; the same seed gives the same draws.
       level: share of the resamples' scores that lie in the interval.
@@ -33,9 +38,16 @@ def intervals(
       Lower and upper end of each score; NaN for one that is NaN in every resample.
     """
     generator = np.random.default_rng(seed)
-    drawn = (generator.integers(num_cells, size=num_cells) for _ in range(resamples))
-    found = [scores(np.bincount(rows, minlength=num_cells)) for rows in drawn]
-    return {name: percentiles(np.array([one[name] for one in found]), level) for name in found[0]}
+    at_a_time = max(1, WEIGHTS // num_cells)
+    found = []
+    for start in range(0, resamples, at_a_time):
+        some = range(start, min(start + at_a_time, resamples))
+        drawn = (generator.integers(num_cells, size=num_cells) for _ in some)
+        weights = [np.bincount(rows, minlength=num_cells) for rows in drawn]
+        found.append(scores(np.array(weights, np.float64)))
+    return {
+        name: percentiles(np.concatenate([one[name] for one in found]), level) for name in found[0]
+    }
 
 
 def percentiles(values: Float[np.ndarray, " n"], level: float) -> tuple[float, float]:
@@ -48,11 +60,10 @@ def percentiles(values: Float[np.ndarray, " n"], level: float) -> tuple[float, f
 
 
 def weighted_means(
-    per_cell: dict[str, Float[np.ndarray, " n"]], weights: Num[np.ndarray, " n"]
-) -> dict[str, float]:
+    per_cell: dict[str, Float[np.ndarray, " n"]], weights: Num[np.ndarray, "*b n"]
+) -> dict[str, Float[np.ndarray, "*b"]]:
     """Mean of each score over the cells that have one (not NaN), each counted so many times."""
-    found = {}
-    for name, values in per_cell.items():
-        total = weights[there := ~np.isnan(values)].sum()
-        found[name] = float(weights[there] @ values[there] / total) if total else float("nan")
-    return found
+    values = np.stack(list(per_cell.values()), 1)
+    there = ~np.isnan(values)
+    means = ratio(weights @ np.where(there, values, 0), weights @ there.astype(np.float64))
+    return {name: means[..., i] for i, name in enumerate(per_cell)}

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int, Num
 
 from jaxmetric.cells.cells import Cells
 from jaxmetric.metric.neighbors import nearest_neighbors, transfer_labels
+from jaxmetric.scores.ratio import ratio
 
 
 class Labelled(NamedTuple):
@@ -56,10 +57,13 @@ def transfer_scores(
       ValueError: when no query cell can be scored, or k exceeds the labelled reference cells.
     """
     labels = number_alike(query, reference)
-    predicted = predict(z, z_reference, labels, k)
-    return counts(labels) | confusion_scores(
-        confusion(labels.query, predicted, len(labels.names)), labels.descendants
-    )
+    return prediction_scores(predict(z, z_reference, labels, k), labels)
+
+
+def prediction_scores(predicted: Int[np.ndarray, " q"], labels: Labelled) -> dict[str, float | int]:
+    """The same of the query cells' predicted labels, -1 where they are not scored."""
+    C = confusion(labels.query, predicted, len(labels.names))
+    return counts(labels) | confusion_scores(C, labels.descendants)
 
 
 def counts(labels: Labelled) -> dict[str, int]:
@@ -80,21 +84,29 @@ def predict(
     Raises:
       ValueError: when no query cell can be scored, or k exceeds the labelled reference cells.
     """
+    check_scorable(labels, k)
     scored, known = labels.scored, labels.reference >= 0
-    if not scored.any():
+    neighbors = nearest_neighbors(z[scored], z_reference[known], k)
+    predicted = np.full(len(scored), -1)
+    predicted[scored] = transfer_labels(neighbors, labels.reference[known], len(labels.names))
+    return predicted
+
+
+def check_scorable(labels: Labelled, k: int) -> None:
+    """Raises a ValueError when no query cell can be scored, or k exceeds the labelled reference cells."""
+    if not labels.scored.any():
         here, there = (
             [labels.names[i] for i in np.unique(own[own >= 0])]
             for own in (labels.query, labels.reference)
         )
         raise ValueError(
-            f"none of the {len(scored)} query cells has a label that a reference cell has: the labels "
-            f"are {here} and {there}. Name their columns with label_key= / --label-key (of the reference "
-            "--reference-label-key)."
+            f"none of the {len(labels.query)} query cells has a label that a reference cell has: the "
+            f"labels are {here} and {there}. Name their columns with label_key= / --label-key (of the "
+            "reference --reference-label-key)."
         )
-    neighbors = nearest_neighbors(z[scored], z_reference[known], k)
-    predicted = np.full(len(scored), -1)
-    predicted[scored] = transfer_labels(neighbors, labels.reference[known], len(labels.names))
-    return predicted
+    known = counts(labels)["num_reference"]
+    if not 1 <= k <= known:
+        raise ValueError(f"k must be from 1 to {known}, the labelled reference cells, but is {k}.")
 
 
 def confusion(
@@ -129,7 +141,10 @@ def confusion_scores(
 
     Returns:
       accuracy           share of the cells whose predicted label is the true one
-      macro_f1           mean of F1 = 2 TP / (2 TP + FP + FN) over labels that are true or predicted
+      macro_f1           mean of F1 = 2 TP / (2 TP + FP + FN) over labels that are true or predicted: a
+                         label that no cell has counts as 0 once it is predicted of one
+      macro_f1_present   mean of F1 over labels that are true, those that the cells have: such a stray
+                         prediction costs the label of its cell a hit, and no more
       balanced_accuracy  mean of recall over labels that are true
       ontology_...       the same where a predicted descendant of the true label counts as that label
       as_subtype         share of the cells whose predicted label is a descendant of the true one
@@ -146,8 +161,8 @@ def confusion_scores(
     return {
         **_strict_scores(C, whole),
         **by_ontology,
-        "as_subtype": float(_ratio(below, C.sum())),
-        "as_parent": float(_ratio(above, C.sum())),
+        "as_subtype": float(ratio(below, C.sum())),
+        "as_parent": float(ratio(above, C.sum())),
     }
 
 
@@ -155,6 +170,7 @@ def _strict_scores(
     C: Float[np.ndarray, "k k"], whole: Float[np.ndarray, "k k"] | None
 ) -> dict[str, float]:
     f1, recall = _f1_and_recall(C)
+    present = (C if whole is None else whole).sum(1) > 0
     if whole is not None:
         in_whole = _f1_and_recall(whole)
         f1, recall = (
@@ -162,8 +178,9 @@ def _strict_scores(
             for some, all_ in zip((f1, recall), in_whole, strict=True)
         )
     return {
-        "accuracy": float(_ratio(np.trace(C), C.sum())),
+        "accuracy": float(ratio(np.trace(C), C.sum())),
         "macro_f1": _mean(f1),
+        "macro_f1_present": _mean(f1[present]),
         "balanced_accuracy": _mean(recall),
     }
 
@@ -171,7 +188,7 @@ def _strict_scores(
 def _f1_and_recall(C: Float[np.ndarray, "k k"]) -> tuple:
     """Of each label; NaN where it is neither true nor predicted, and where it is not true."""
     hits, true, given = np.diag(C), C.sum(1), C.sum(0)
-    return _ratio(2 * hits, true + given), _ratio(hits, true)
+    return ratio(2 * hits, true + given), ratio(hits, true)
 
 
 def _descendants_right(
@@ -202,8 +219,8 @@ def per_type(
       recall of a type that no scored cell has, precision of one that no cell was given.
     """
     hits, true, given = np.diag(C), C.sum(1), C.sum(0)
-    recall, precision, f1 = _ratio(hits, true), _ratio(hits, given), _ratio(2 * hits, true + given)
-    in_ontology = recall + _ratio((C * labels.descendants).sum(1), true)
+    recall, precision, f1 = ratio(hits, true), ratio(hits, given), ratio(2 * hits, true + given)
+    in_ontology = recall + ratio((C * labels.descendants).sum(1), true)
     wrong = C - np.diag(hits)
     cells = np.bincount(labels.query[labels.query >= 0], minlength=len(C))
     return [
@@ -215,7 +232,7 @@ def per_type(
             "f1": f1[i],
             "ontology_recall": in_ontology[i],
             "mistaken_for": labels.names[wrong[i].argmax()] if wrong[i].any() else None,
-            "mistaken": _ratio(wrong[i].max(), true[i]),
+            "mistaken": ratio(wrong[i].max(), true[i]),
             "silhouette": _mean(widths[labels.query == i]),
         }
         for i in order
@@ -231,11 +248,6 @@ def _numbered(cells: Cells, names: tuple[str, ...]) -> Int[np.ndarray, " cells"]
     number = {name: i for i, name in enumerate(names)}
     own = [*(number.get(name, -1) for name in cells.label_names), -1]
     return np.array(own)[cells.labels]
-
-
-def _ratio(part, whole):
-    """part / whole; NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:

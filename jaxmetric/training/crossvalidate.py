@@ -13,17 +13,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmetric.cells.cells import Cells, require_cells
+from jaxmetric.cells.source import some
 from jaxmetric.cells.split import usable_cells
 from jaxmetric.config import Config
-from jaxmetric.evaluation.baselines import svd_embedding
+from jaxmetric.evaluation.baselines import baseline_scores
+from jaxmetric.evaluation.embeddings import BASELINES
 from jaxmetric.files import write_json
-from jaxmetric.scores.label_transfer import transfer_scores
+from jaxmetric.scores.label_transfer import (
+    check_scorable,
+    confusion_scores,
+    number_alike,
+    transfer_scores,
+)
 from jaxmetric.training.fit import fit
 from jaxmetric.training.run import check_same, identity
 
 log = logging.getLogger("jaxmetric")
-SVD = "SVD-50"
-SHOWN = ("macro_f1", "ontology_accuracy", "accuracy")
+SCORES = set(confusion_scores(np.zeros((0, 0)), np.zeros((0, 0), bool)))  # of a row
+SHOWN = ("macro_f1", "macro_f1_present", "ontology_accuracy", "accuracy")
 
 
 def crossvalidate(
@@ -34,6 +41,7 @@ def crossvalidate(
     studies: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     k: int = 15,
+    baselines: bool = True,
     keep_runs: bool = False,
     progress: bool = True,
 ) -> list[dict]:
@@ -41,22 +49,24 @@ def crossvalidate(
 
     The left-out study chooses nothing; it is no validation set either. Its cells get the label of their
     k nearest reference cells: the training cells of the labels that the *first* recipe trains on, so
-    that all recipes are scored on the same cells. A truncated SVD of 50 dimensions, fitted on the
-    reference cells, is scored beside them.
+    that all recipes are scored on the same cells. What is fitted on the reference cells in seconds is
+    scored beside them: see `baselines`.
 
     Args:
       cells: labelled cells of several studies, from `read_cells`.
       recipes: configs by name; None: `Config()`.
       directory: gets a folder for each study, recipe and seed, with its `scores.json`. Called again, it
-        goes on where it was.
+        goes on where it was; what an earlier version scored otherwise is done again.
       studies: studies to leave out; None: all.
       seeds: seeds to train each recipe with, in place of its own seed.
       k: neighbours that vote.
+      baselines: also score a truncated SVD of 50 dimensions, its linear discriminants, and a logistic
+        regression of genes.
       keep_runs: keep the run of each folder, with its model, once it is scored.
       progress: show progress bars, on a terminal.
 
     Returns:
-      A row for each study, recipe and seed: `study`, `recipe`, `seed` (None for the SVD), the
+      A row for each study, recipe and seed: `study`, `recipe`, `seed` (None for baselines), the
       `seconds` of training (None where it was interrupted), and the scores of `transfer_scores`. A
       study is skipped, with a warning, when the other studies cannot be trained on, or when none of its
       cells has a label of a reference cell.
@@ -75,12 +85,14 @@ def crossvalidate(
     rows, not_scored = [], {}
     for study in studies:
         try:
-            fold, svd_scores = _fold(cells, study, recipes, k)
+            fold = _fold(cells, study, recipes, k)
         except ValueError as error:
             not_scored[study] = str(error)
             log.warning("%s is not scored: %s", study, error)
             continue
-        rows.append({"study": study, "recipe": SVD, "seed": None} | svd_scores)
+        beside = baseline_scores(fold.query, fold.reference, k) if baselines else {}
+        for name, scores in beside.items():
+            rows.append({"study": study, "recipe": name, "seed": None} | scores)
         for (name, config), seed in itertools.product(recipes.items(), seeds):
             log.info("without %s: %s, seed %d", study, name, seed)
             folder = Path(directory, _file_name(study), _file_name(name), f"seed_{seed}")
@@ -111,9 +123,9 @@ def _named(recipes: Mapping[str, Config] | Config | None) -> Mapping[str, Config
     """The recipes by name."""
     if not isinstance(recipes, Mapping):
         recipes = {"jaxmetric": recipes or Config()}
-    if SVD in recipes or not recipes:
+    if not recipes or set(BASELINES) & set(recipes):
         raise ValueError(
-            f"recipes must have names, and none can be {SVD!r}, but they are {recipes}."
+            f"recipes must have names, none of {', '.join(BASELINES)}, but they are {recipes}."
         )
     return recipes
 
@@ -132,10 +144,8 @@ def _studies_to_leave_out(cells: Cells, studies: Sequence[str] | None) -> list[s
     return studies
 
 
-def _fold(
-    cells: Cells, study: str, recipes: Mapping[str, Config], k: int
-) -> tuple[Fold, dict[str, Any]]:
-    """The fold without a study, and the scores of a truncated SVD on it.
+def _fold(cells: Cells, study: str, recipes: Mapping[str, Config], k: int) -> Fold:
+    """The fold without a study.
 
     Raises:
       ValueError: when a recipe cannot train on the fold, or no query cell can be scored.
@@ -145,9 +155,8 @@ def _fold(
     usable, *_ = [usable_cells(train, config)[0] for config in recipes.values()]
     coarse = next(iter(recipes.values())).singleton_labels == "coarsen"
     reference = train.with_only(_labels(usable), or_below=coarse)
-    z, z_reference = svd_embedding(query, reference)
-    scores = transfer_scores(z, query, z_reference, reference, k=k)
-    return Fold(query, train, reference), scores
+    check_scorable(number_alike(query, reference), k)
+    return Fold(query, train, reference)
 
 
 def crossvalidation_table(rows: list[dict]) -> str:
@@ -191,8 +200,8 @@ def _scores(
     query, train, reference = fold
     inputs = identity(train, query, config) | {"k": k, "reference_labels": _labels(reference)}
     path, begun_before = folder / "scores.json", (folder / "run").exists()
-    if path.exists():
-        return check_same(path, inputs)["scores"]
+    if (kept := _kept(path, inputs)) is not None:
+        return kept
     start = time.monotonic()
     model = fit(train, config, directory=folder / "run", progress=progress)
     scores: dict[str, Any] = {
@@ -203,6 +212,23 @@ def _scores(
     if not keep_runs:
         shutil.rmtree(folder / "run")
     return scores
+
+
+def _kept(path: Path, inputs: dict) -> dict[str, Any] | None:
+    """The scores in a file; None where it is absent, or of another version: these are to be done again.
+
+    Another version has other scores, or a config of other fields.
+    """
+    if not path.exists():
+        return None
+    there = check_same(path, {"format": inputs["format"]})
+    differ = SCORES - set(there["scores"]) | set(there["config"]) ^ set(inputs["config"])
+    if differ:
+        log.warning(
+            "%s is of another version of jaxmetric (%s): done again", path, some(sorted(differ), 4)
+        )
+        return None
+    return check_same(path, inputs)["scores"]
 
 
 def _file_name(name: str) -> str:

@@ -20,6 +20,7 @@ HEAVY = {
     "orbax",
     "pandas",
     "scipy",
+    "sklearn",
     "zarr",
 }
 SCRIPT = """

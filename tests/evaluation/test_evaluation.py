@@ -15,11 +15,10 @@ from made_up import make_adata
 
 import jaxmetric as jm
 from jaxmetric.cli.main import main
-from jaxmetric.evaluation.baselines import svd_embedding
 from jaxmetric.evaluation.embeddings import seen_genes
 from jaxmetric.evaluation.page import _percent, _picture
 from jaxmetric.evaluation.plots import map_figure, require_pictures
-from jaxmetric.evaluation.report import cell_means, plain, score_table
+from jaxmetric.evaluation.report import TABLE, cell_means, plain, score_table
 from jaxmetric.scores import separation
 from jaxmetric.scores.label_transfer import transfer_scores
 
@@ -57,7 +56,7 @@ def report(model, cells):
 
 def test_the_report_is_json_with_the_same_scores_for_every_embedding(report, model, cells):
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert set(report["beside"]) == {"SVD-50", "given"}
+    assert list(report["beside"]) == ["SVD-50", "LDA-50", "logistic regression", "given"]
     own = {"num_cells", "num_scored", "num_reference", "k", "beside", "mse", "nmse"}
     for other in report["beside"].values():
         assert set(report) - set(other) == own
@@ -69,6 +68,7 @@ def test_the_report_is_json_with_the_same_scores_for_every_embedding(report, mod
     for one in (report, *report["beside"].values()):
         for name, (low, high) in one["intervals"].items():
             assert low <= one[name] <= high
+        assert one["macro_f1_present"] >= one["macro_f1"]
         counts = np.array(one["confusion"]["counts"])
         assert counts.sum() == report["num_scored"]
         assert np.trace(counts) / counts.sum() == pytest.approx(one["accuracy"])
@@ -85,7 +85,14 @@ def test_what_cannot_be_scored_is_none_and_said(report):
     given = report["beside"]["given"]
     assert given["hidden_gene_agreement"] is None
     assert given["notes"]["hidden_gene_agreement"] == "no genes can be hidden from it"
-    assert "hidden_gene_agreement of given: no genes can be hidden from it" in score_table(report)
+    table = score_table(report)
+    assert "hidden_gene_agreement of given: no genes can be hidden from it" in table
+    logistic = report["beside"]["logistic regression"]
+    lacking = [name for name in logistic["notes"] if name in TABLE]
+    assert all(logistic[name] is None for name in logistic["notes"])
+    said = f"{', '.join(lacking)} of logistic regression: labels without an embedding"
+    assert said in table.replace("\n", " ")
+    assert all(row["silhouette"] is None for row in logistic["per_type"])
     assert plain({"a": np.float32("nan"), "b": [np.int64(3), np.inf]}) == {
         "a": None,
         "b": [3, None],
@@ -94,18 +101,23 @@ def test_what_cannot_be_scored_is_none_and_said(report):
 
 def test_without_scib_metrics_the_report_says_so(model, cells, monkeypatch):
     monkeypatch.setitem(sys.modules, "scib_metrics", None)
-    report = model.evaluate(*cells, svd=False)
+    report = model.evaluate(*cells, baselines=False)
     assert report["study_mixing"] is None
-    assert report["beside"] == {}
+    assert report["beside"] == model.evaluate(*cells, svd=False)["beside"] == {}
     assert "study_mixing of jaxmetric: needs the extra eval" in score_table(report)
 
 
 def test_the_table_has_a_column_for_each_embedding(report):
     head, *lines = score_table(report).splitlines()
-    assert head.split() == ["jaxmetric", "SVD-50", "given"]
+    assert head.split("  ")[-1] == "given"
+    assert head.split() == ["jaxmetric", "SVD-50", "LDA-50", "logistic", "regression", "given"]
     (accuracy,) = (line.split() for line in lines if line.startswith("accuracy"))
     assert float(accuracy[1]) == pytest.approx(report["accuracy"], abs=5e-4)
-    assert len(accuracy) == 1 + 3 * 3
+    assert len(accuracy) == 1 + 5 * 3
+    (silhouette,) = (line.split() for line in lines if line.startswith("silhouette"))
+    assert silhouette[10] == "-"  # of labels alone
+    four = {**report, "beside": {n: o for n, o in report["beside"].items() if n != "given"}}
+    assert max(map(len, score_table(four).splitlines())) <= 112
     wide = {**report, "beside": {"an embedding with a long name": report["beside"]["given"]}}
     head, line, *_ = score_table(wide).splitlines()
     assert len(head) == len(line)
@@ -148,6 +160,7 @@ def test_embeddings_that_do_not_fit_are_refused(model, cells):
     good = [np.ones((len(one), 2)) for one in cells]
     for embeddings, message in (
         ({"SVD-50": good}, "cannot be named 'SVD-50'"),
+        ({"logistic regression": good}, "cannot be named 'logistic regression'"),
         ({"x": good[0]}, "embedding 'x' must be two arrays"),
         ({"x": good[::-1]}, r"embedding 'x' must be one array of \(\d+, d\)"),
         ({"x": (good[0], good[1][:, :1])}, "embedding 'x' must be"),
@@ -226,7 +239,14 @@ def test_the_shell_writes_report_and_page_with_the_files_embeddings(
         assert kind == "data:image/png;base64"
         assert base64.b64decode(data).startswith(b"\x89PNG")
     assert "http" not in page.read_text()
-    for text in ("SVD-50", "X_pca", "natural killer cell", f"{report['accuracy']:.3f}"):
+    for text in (
+        "SVD-50",
+        "LDA-50",
+        "logistic regression",
+        "X_pca",
+        "natural killer cell",
+        f"{report['accuracy']:.3f}",
+    ):
         assert text in page.read_text()
 
 
@@ -245,8 +265,9 @@ def test_the_reference_has_columns_of_its_own_and_labels_trained_on(model, adata
                "--reference-study-key", "from", "--reference-layer", "umi",
                "--reference-gene-key", "symbol"]  # fmt: skip
     for flags, number in (([], 10), (["--all-labels"], 0)):
-        main([*command, *flags, "--out", f"{tmp_path}/scores.json"])
+        main([*command, *flags, "--no-baselines", "--out", f"{tmp_path}/scores.json"])
         report = json.loads((tmp_path / "scores.json").read_text())
+        assert report["beside"] == {}
         assert report["num_reference"] == (~query).sum() - number
         assert report["num_scored"] == query.sum()
     capsys.readouterr()
@@ -283,7 +304,7 @@ def test_a_model_of_coarsened_labels_knows_the_cells_it_was_trained_on():
     cells = jm.read_cells(adata, **KEYS)
     config = dataclasses.replace(CONFIG, singleton_labels="coarsen", max_epochs=1)
     model = jm.fit(cells, config, devices=jax.devices()[:1], progress=False)
-    report = model.evaluate(cells, cells, svd=False)
+    report = model.evaluate(cells, cells, baselines=False)
     assert (report["num_reference"], report["num_scored"]) == (160, 160)
 
 
@@ -297,7 +318,7 @@ def test_macro_f1_with_rare_types_lies_in_its_interval(model):
     z = np.eye(21, dtype=np.float32)[[0] * 60]  # all lie at the common type
     reference = np.eye(21, dtype=np.float32)[[0] * 40 + list(range(1, 21))]
     report = model.evaluate(
-        query, query, k=1, all_labels=True, svd=False, embeddings={"given": (z, reference)}
+        query, query, k=1, all_labels=True, baselines=False, embeddings={"given": (z, reference)}
     )
     found = report["beside"]["given"]
     for name in ("macro_f1", "balanced_accuracy", "ontology_macro_f1"):
@@ -321,18 +342,3 @@ def test_obsm_that_is_not_there_is_refused(model, adata, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(tmp_path / "model"), name, *FLAGS, "--obsm", "X_scVI"])
     assert "has no obsm['X_scVI']; it has: X_pca." in capsys.readouterr().err
-
-
-def test_cells_without_values_have_no_svd(cells):
-    nothing = dataclasses.replace(cells[1], X=cells[1].X * 0)
-    with pytest.raises(ValueError, match=r"an SVD needs .* with 0 values"):
-        svd_embedding(cells[0], nothing)
-
-
-def test_the_svd_is_numpys(cells):
-    x, y = (np.log1p(1e4 * c.X.toarray() / c.X.sum(1)) for c in cells)
-    z, z_reference = svd_embedding(*cells, dim=5)
-    _, _, components = np.linalg.svd(y, full_matrices=False)
-    for found, values in ((z, x), (z_reference, y)):
-        expected = values @ components[:5].T
-        np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=0.05)

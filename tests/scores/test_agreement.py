@@ -58,6 +58,22 @@ def test_weights_count_a_cell_so_often():
     assert np.isnan(hidden_gene_agreement(pairs, 0 * weights))
 
 
+def test_resamples_together_have_the_scores_of_each():
+    generator = np.random.default_rng(0)
+    x, around = expression(40, 6) + 100, generator.normal(size=(40, 6)).astype(np.float32)
+    x[1:, 3] = 7  # constant without cell 0, and then left out
+    weights = generator.integers(0, 4, (5, 40)).astype(float)
+    weights[:2, 0], weights[4] = 0, 0
+    pairs = ranked_pairs(around, sp.csr_matrix(x), pairs=500)
+    for score, of in ((neighborhood_agreement, (x, around)), (hidden_gene_agreement, (pairs,))):
+        each = [score(*of, one) for one in weights]
+        np.testing.assert_allclose(score(*of, weights), each, rtol=0, atol=1e-9)
+        assert np.isnan(each[4])
+    others = [0, 1, 2, 4, 5]
+    without = neighborhood_agreement(x[:, others], around[:, others], weights[0])
+    assert neighborhood_agreement(x, around, weights[0]) == pytest.approx(without, abs=1e-9)
+
+
 def test_hidden_gene_agreement_is_scipys_rank_correlation_of_scikit_learns_distances():
     generator = np.random.default_rng(0)
     hidden, z = expression(30, 20), generator.normal(size=(30, 4)).astype(np.float32)

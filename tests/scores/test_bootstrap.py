@@ -41,6 +41,13 @@ def test_the_same_seed_draws_the_same_cells():
     assert of_mean(values) != of_mean(values, seed=1)
 
 
+def test_resamples_at_a_time_or_one_by_one_are_the_same(monkeypatch):
+    values = np.random.default_rng(0).normal(size=50)
+    together = of_mean(values)
+    monkeypatch.setattr("jaxmetric.scores.bootstrap.WEIGHTS", 150)  # three, the last time two
+    assert of_mean(values) == pytest.approx(together, abs=1e-12)
+
+
 def test_means_leave_out_what_is_nan():
     values, weights = np.array([1.0, np.nan, 3.0]), np.array([1, 5, 3])
     assert weighted_means({"x": values}, weights)["x"] == 2.5

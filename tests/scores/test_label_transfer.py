@@ -39,6 +39,10 @@ def test_scores_of_a_confusion_matrix_are_scikit_learns(pairs):
     assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted))
     expected = sklearn.metrics.f1_score(truth, predicted, average="macro")
     assert found["macro_f1"] == pytest.approx(expected)
+    expected = sklearn.metrics.f1_score(
+        truth, predicted, labels=np.unique(truth), average="macro", zero_division=0
+    )
+    assert found["macro_f1_present"] == pytest.approx(expected)
     recalls = sklearn.metrics.recall_score(
         truth, predicted, average=None, labels=np.unique(truth), zero_division=np.nan
     )
@@ -60,6 +64,10 @@ def test_scores_by_ontology_are_the_definitions(pairs, seed):
     as_label = [t if below[t, p] else p for t, p in pairs]  # what counts as predicted
     expected = sklearn.metrics.f1_score(truth, as_label, average="macro")
     assert found["ontology_macro_f1"] == pytest.approx(expected)
+    expected = sklearn.metrics.f1_score(
+        truth, as_label, labels=np.unique(truth), average="macro", zero_division=0
+    )
+    assert found["ontology_macro_f1_present"] == pytest.approx(expected)
     recalls = [np.equal(as_label, t)[truth == t].mean() for t in np.unique(truth)]
     assert found["ontology_balanced_accuracy"] == pytest.approx(np.mean(recalls))
 
@@ -73,6 +81,7 @@ def test_a_label_that_a_resample_lacks_keeps_its_scores_of_all_cells():
     # type 0: no hit, 3 wrongly given; type 1: 2 of 5; type 2: neither true nor given, 0 of all cells
     assert found["macro_f1"] == pytest.approx((0 + 4 / 7 + 0) / 3)
     assert found["balanced_accuracy"] == pytest.approx((1 + 2 / 5 + 0) / 3)
+    assert found["macro_f1_present"] == found["macro_f1"]  # all three are true of some cell
     assert confusion_scores(C, none, C) == confusion_scores(C, none)
 
 

@@ -6,6 +6,7 @@ from made_up import make_adata
 
 import jaxmetric as jm
 from jaxmetric.cli.main import main
+from jaxmetric.evaluation.embeddings import BASELINES
 from jaxmetric.training.crossvalidate import SHOWN, _file_name, crossvalidation_table
 
 SMALL = {
@@ -30,17 +31,19 @@ def test_each_row_is_that_of_a_model_trained_on_the_other_studies(cells, tmp_pat
     assert [(r["study"], r["recipe"], r["seed"]) for r in rows] == [
         (study, *recipe)
         for study in ("study_0", "study_1", "study_2")
-        for recipe in (("SVD-50", None), ("jaxmetric", 3))
+        for recipe in (*((name, None) for name in BASELINES), ("jaxmetric", 3))
     ]
     held_out = cells.in_studies(["study_1"])
     train, query = cells.select(~held_out), cells.select(held_out)
     model = jm.fit(train, jm.Config(**SMALL, seed=3), progress=False)
     scores = model.evaluate(query, train, k=3)
-    assert rows[3]["num_scored"] == scores["num_scored"]
-    for name in ("accuracy", "macro_f1", "ontology_accuracy"):
-        assert rows[3][name] == scores[name]
-        assert rows[2][name] == scores["beside"]["SVD-50"][name]
-    assert rows[3]["seconds"] > 0
+    *beside, own = rows[4:8]
+    assert own["num_scored"] == scores["num_scored"]
+    for name in ("accuracy", "macro_f1", "macro_f1_present", "ontology_accuracy"):
+        assert own[name] == scores[name]
+        for row in beside:
+            assert row[name] == scores["beside"][row["recipe"]][name]
+    assert own["seconds"] > 0
     run = tmp_path / "study_1" / "jaxmetric" / "seed_3" / "run"
     assert "val_" not in (run / "metrics.jsonl").read_text()  # the left-out study decides nothing
 
@@ -64,6 +67,25 @@ def test_what_is_done_is_not_done_again_and_other_work_is_refused(cells, tmp_pat
             jm.crossvalidate(cells, config, studies=["study_0"], k=4, **asked)
 
 
+@pytest.mark.parametrize("keep_runs", [False, True])
+def test_rows_of_another_version_are_done_again(keep_runs, cells, tmp_path, caplog):
+    asked = {"studies": ["study_0"], "seeds": (0,), "baselines": False, "progress": False}
+    asked |= {"directory": tmp_path, "keep_runs": keep_runs}
+    (first,) = jm.crossvalidate(cells, jm.Config(**SMALL), **asked)
+    path = tmp_path / "study_0" / "jaxmetric" / "seed_0" / "scores.json"
+    before = json.loads(path.read_text())
+    del before["scores"]["macro_f1_present"]
+    path.write_text(json.dumps(before))
+    (again,) = jm.crossvalidate(cells, jm.Config(**SMALL), **asked)
+    assert again | {"seconds": None} == first | {"seconds": None}
+    assert "is of another version of jaxmetric (macro_f1_present): done again" in caplog.text
+    if not keep_runs:
+        path.write_text(json.dumps(before | {"config": {**before["config"], "gone": 1}}))
+        (again,) = jm.crossvalidate(cells, jm.Config(**SMALL), **asked)
+        assert "(gone, macro_f1_present): done again" in caplog.text
+        assert again["accuracy"] == first["accuracy"]
+
+
 def test_one_that_was_interrupted_has_no_time(cells, tmp_path, monkeypatch):
     from jaxmetric.training import crossvalidate as module
 
@@ -74,7 +96,7 @@ def test_one_that_was_interrupted_has_no_time(cells, tmp_path, monkeypatch):
     def again():
         config = jm.Config(**SMALL)
         asked = {"studies": "study_0", "seeds": (0,), "progress": False}
-        return jm.crossvalidate(cells, config, directory=tmp_path, **asked)[1]
+        return jm.crossvalidate(cells, config, directory=tmp_path, baselines=False, **asked)[0]
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "fit", interrupted)
@@ -111,7 +133,7 @@ def test_recipes_of_other_labels_are_scored_on_the_same_cells(tmp_path, monkeypa
         asked = {"directory": tmp_path / str(order), "studies": ["study_0"], "seeds": (0,)}
         named = dict(list(recipes.items())[::order])
         rows = jm.crossvalidate(cells, named, **asked, keep_runs=True, progress=False)
-        assert [row["recipe"] for row in rows] == ["SVD-50", *named]
+        assert [row["recipe"] for row in rows] == [*BASELINES, *named]
         assert {(row["num_reference"], row["num_scored"]) for row in rows} == {expected[order]}
 
 
@@ -119,7 +141,7 @@ def test_recipes_of_other_labels_are_scored_on_the_same_cells(tmp_path, monkeypa
     ("how", "message"),
     [
         ({"k": 0}, "k must be at least 1"),
-        ({"recipes": {"SVD-50": jm.Config()}}, "recipes must have names"),
+        ({"recipes": {"LDA-50": jm.Config()}}, "recipes must have names"),
         ({"recipes": {}}, "recipes must have names"),
         ({"studies": ["study_9"]}, "study_9"),
     ],
@@ -180,7 +202,8 @@ def test_the_command_prints_the_table_and_writes_the_rows(tmp_path, capsys):
     flags = ["--hidden-dim", "16", "--latent-dim", "4", "--batch-size", "32", "--max-epochs", "1"]
     main(["crossvalidate", str(file), "--label-key", "cell_type", "--study-key", "study", *flags,
           "--steps-per-epoch", "2", "--directory", str(tmp_path / "cv"), "--studies", "study_0",
-          "--seeds", "1", "--beside-scimilarity", "--quiet", "--out", str(out)])  # fmt: skip
-    assert capsys.readouterr().out.split()[:4] == ["macro_f1", "SVD-50", "jaxmetric", "SCimilarity"]
+          "--seeds", "1", "--beside-scimilarity", "--no-baselines", "--quiet",
+          "--out", str(out)])  # fmt: skip
+    assert capsys.readouterr().out.split()[:3] == ["macro_f1", "jaxmetric", "SCimilarity"]
     rows = json.loads(out.read_text())["rows"]
-    assert [row["recipe"] for row in rows] == ["SVD-50", "jaxmetric", "SCimilarity"]
+    assert [row["recipe"] for row in rows] == ["jaxmetric", "SCimilarity"]
