@@ -78,10 +78,11 @@ def main() -> None:
                 directory=asked.directory / table,
                 studies=asked.studies,
                 seeds=range(asked.seeds),
+                baselines=name == next(iter(variants)),
                 progress=False,
             )
-            if name == next(iter(variants)):
-                print(_line("SVD-50", rows, asked.studies))
+            for baseline in dict.fromkeys(r["recipe"] for r in rows if r["seed"] is None):
+                print(_line(baseline, rows, asked.studies))
             print(_line(name, rows, asked.studies), flush=True)
 
 

@@ -165,16 +165,20 @@ def crossvalidation_table(rows: list[dict]) -> str:
     recipes, studies = (
         list(dict.fromkeys(row[key] for row in rows)) for key in ("recipe", "study")
     )
-    left, width = max(22, *map(len, studies)) + 2, max(13, *map(len, recipes)) + 3
+    trained = {
+        row["recipe"] for row in rows if row["seed"] is not None
+    }  # so that there is a spread
+    left = max(22, *map(len, studies)) + 2
+    widths = {name: max(13 if name in trained else 5, len(name)) + 3 for name in recipes}
     scored = {row["study"]: row["num_scored"] for row in rows}
     lines = []
     for score in SHOWN:
-        lines.append(f"{score:{left}}" + "".join(f"{r:>{width}}" for r in recipes) + "   cells")
+        lines.append(f"{score:{left}}" + "".join(f"{r:>{widths[r]}}" for r in recipes) + "   cells")
         found = {recipe: _by_study(rows, recipe, score, studies) for recipe in recipes}
         for i, study in enumerate(studies):
-            line = "".join(f"{_spread(found[r][i]):>{width}}" for r in recipes)
+            line = "".join(f"{_spread(found[r][i]):>{widths[r]}}" for r in recipes)
             lines.append(f"{study:{left}}{line}{scored[study]:>8}")
-        over = "".join(f"{_spread(found[r].mean(0)):>{width}}" for r in recipes)
+        over = "".join(f"{_spread(found[r].mean(0)):>{widths[r]}}" for r in recipes)
         lines += [f"{'mean':{left}}{over}", ""]
     return "\n".join(lines[:-1])
 
