@@ -55,6 +55,9 @@ def read_cells(
       ontology: what labels are terms of: "default" (the Cell Ontology in the package), another
         `CellOntology`, or None for plain class labels.
 
+    Returns:
+      The cells, in memory, or in their store.
+
     Raises:
       ValueError: for anything missing, unreadable or inconsistent; the message names the source.
     """

@@ -154,8 +154,10 @@ def logistic_regression(
 
 
 def evenly(labels: Int[np.ndarray, " n"], most: int, seed: int = 0) -> Int[np.ndarray, " m"]:
-    """Numbers of at most so many cells, drawn at random: as many of each label as of any other label,
-    but for labels that have no more."""
+    """Numbers of at most so many cells, drawn at random.
+
+    There are as many of each label as of any other label, but for labels that have no more.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
     turn = pd.Series(order).groupby(labels[order]).cumcount().to_numpy()
     return np.sort(order[np.argsort(turn, kind="stable")[:most]])

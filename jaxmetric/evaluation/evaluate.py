@@ -45,6 +45,10 @@ def evaluate(
       reference: labelled cells to transfer labels from.
       genes: the genes that the model reads.
       is_reference: which of the reference cells are used; None: all.
+      k: neighbours that vote.
+      baselines: also score what takes seconds and no network.
+      embeddings: other embeddings by name: of the query and of the reference cells.
+      page: where to write the report with pictures; None: nowhere.
       history: a row of metrics per epoch of the model, for the page.
     """
     query = read_cells(require_cells(query, "query"), genes=genes)

@@ -38,7 +38,15 @@ def require_pictures() -> None:
 
 
 def plot_history(history: pd.DataFrame, path: str | Path) -> None:
-    """Draws the curves of `MetricLearning.history` to a picture file."""
+    """Draws the curves of training to a picture file.
+
+    Args:
+      history: `MetricLearning.history`, a row of metrics per epoch.
+      path: where to write; its suffix says the format.
+
+    Raises:
+      ImportError: without matplotlib.
+    """
     history_figure(history).savefig(path, dpi=120)
 
 

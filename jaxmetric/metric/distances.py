@@ -15,9 +15,20 @@ def pairwise_distances(
     y: Float[ArrayLike, "m d"] | None = None,
     metric: Metric = "sqeuclidean",
 ) -> Float[Array, "n m"]:
-    """Distance of every row of x to every row of y (default: x itself).
+    """Distance of every row of x to every row of y.
 
-    |x - y|^2 = |x|^2 + |y|^2 - 2 x.y, one matrix product, in float32 and full precision on every
+    Args:
+      x: n points.
+      y: m points; None: x itself.
+      metric: "sqeuclidean", "euclidean" or "cosine".
+
+    Returns:
+      Distances, none negative: [i, j] is that of x[i] to y[j].
+
+    Raises:
+      ValueError: for an unknown metric.
+
+    Method: |x - y|^2 = |x|^2 + |y|^2 - 2 x.y, one matrix product, in float32 and full precision on every
     backend, seen from the first row of y: rows that lie close together keep their digits. Its root
     has a finite gradient, 0, for identical rows. Cosine distance is 1 - x.y / (|x| |y|); a row of zeros
     has cosine distance 1 to everything.

@@ -20,9 +20,21 @@ def triplet_losses(
 ) -> Float[Array, "n m"]:
     """max(0, |a - p| - |a - n| + margin) of each pair's triplet, 0 where a pair has none.
 
-    Row: the anchor; column: the positive, a row of `reference` if they were mined from one. Schroff et
-    al., FaceNet, equation 3 (there with squared distances: `metric="sqeuclidean"`). Gradients are
-    finite, also for identical embeddings.
+    Schroff et al., FaceNet, equation 3 (there with squared distances: `metric="sqeuclidean"`). Gradients
+    are finite, also for identical embeddings.
+
+    Args:
+      z: embeddings, the anchors.
+      triplets: from `mine_triplets`.
+      reference: the candidates, if the triplets were mined from such.
+      margin: in units of the metric.
+      metric: distance of the loss.
+
+    Returns:
+      The losses. Row: the anchor; column: the positive, a row of `reference` if there is one.
+
+    Raises:
+      ValueError: for an unknown metric.
     """
     distances = pairwise_distances(z, reference, metric)
     to_negative = jnp.take_along_axis(distances, jnp.maximum(triplets.negative, 0), axis=1)
@@ -37,7 +49,21 @@ def triplet_loss(
     margin: float = 0.05,
     metric: Metric = "euclidean",
 ) -> Float[Array, ""]:
-    """Mean of `triplet_losses` over the mined triplets; 0 when there are none."""
+    """Mean of `triplet_losses` over the mined triplets.
+
+    Args:
+      z: embeddings, the anchors.
+      triplets: from `mine_triplets`.
+      reference: the candidates, if the triplets were mined from such.
+      margin: in units of the metric.
+      metric: distance of the loss.
+
+    Returns:
+      The mean; 0 when there are no triplets.
+
+    Raises:
+      ValueError: for an unknown metric.
+    """
     losses = triplet_losses(z, triplets, reference=reference, margin=margin, metric=metric)
     return masked_mean(losses, triplets.mask)
 

@@ -104,7 +104,8 @@ def mine_triplets(
       positives: positives[a, p]: p is a positive of a. None: cells of one label, by study.
       negatives: negatives[a, n]: n is a negative of a. None: cells of unrelated labels.
       reference: candidates for positives and negatives, such as a memory of earlier embeddings.
-      reference_labels, reference_studies: their labels and studies.
+      reference_labels: label of each candidate.
+      reference_studies: study of each candidate.
       margin: positive, in units of the metric.
       selection: the rule, see the module's head.
       metric: distance to mine on.
@@ -113,6 +114,9 @@ def mine_triplets(
       mesh: devices that share the anchors, of one axis; each mines its own against all candidates, and
         the result is split by anchor. The triplets are those of one device, but where distances
         computed in another order of sums tie with a limit of the rule. None: left to the compiler.
+
+    Returns:
+      The triplets, in shapes that do not depend on how many there are.
 
     Raises:
       ValueError: for an unknown selection or metric, or shapes that do not fit.

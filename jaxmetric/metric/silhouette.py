@@ -47,6 +47,9 @@ def ontology_silhouette(
     Returns:
       The mean over the cells that qualify, in [-1, 1]; NaN where none does: no label has three cells
       beside another label with two.
+
+    Raises:
+      ValueError: for an unknown metric or divisor, or shapes that do not fit.
     """
     widths = silhouette_widths(z, labels, descendants=descendants, metric=metric, divisor=divisor)
     qualify = ~np.isnan(widths)
@@ -103,7 +106,7 @@ def _widths(
 def _decomposed_sums(
     z, labels, size, metric: Metric
 ) -> Iterator[tuple[slice, Float[Array, "c k"]]]:
-    """Sums of squared distances to each label's members, for chunks of cells, from sums over labels:
+    """Sums of squared distances to each label's members, for chunks of cells, from sums over labels.
 
     sum_j |x - z_j|^2 = n_l |x|^2 + sum_j |z_j|^2 - 2 x . sum_j z_j, over the label's members j, seen
     from the mean of all. Cosine distance of unit rows is half of that.

@@ -77,10 +77,20 @@ class MetricLearning:
         min_gene_overlap: float = 0.2,
         progress: bool = False,
     ) -> Float[np.ndarray, "cells latent"]:
-        """Embeds every cell of the source, in its order: float32, rows of unit length.
+        """Embeds every cell of the source.
 
-        Genes are aligned by name to the model's; missing genes count as zero. Arguments as in
-        `read_cells`.
+        Genes are aligned by name to the model's; missing genes count as zero.
+
+        Args:
+          source: as in `read_cells`, or `Cells`.
+          layer: as in `read_cells`.
+          values: as in `read_cells`.
+          gene_key: as in `read_cells`.
+          min_gene_overlap: least share of the model's genes that the source must have.
+          progress: show a progress bar, on a terminal.
+
+        Returns:
+          Embeddings in the order of the cells: float32, rows of unit length.
 
         Raises:
           ValueError: for data that cannot be read, or with too few of the model's genes.
@@ -240,7 +250,15 @@ class MetricLearning:
     def embedded_reference(
         self, cells: Cells, all_labels: bool, *, k: int, quantile: float, progress: bool
     ) -> Reference:
-        """Reference cells embedded, with their threshold: see `annotate.reference_of`."""
+        """Reference cells embedded, with their threshold, for `annotate` of many queries.
+
+        Args:
+          cells: labelled cells.
+          all_labels: use cells of labels that the model was not trained on, too.
+          k: neighbours that vote.
+          quantile: share of the reference's cells that have a cell of another study within the threshold.
+          progress: show a progress bar, on a terminal.
+        """
         cells = require_cells(cells, "reference")
         if not all_labels:
             cells = cells.select(self._have_trained_label(cells))
@@ -248,7 +266,15 @@ class MetricLearning:
         return reference_of(cells, embed, k=k, quantile=quantile)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
-        """Writes the model directory whole or not at all; replaces another one only with `overwrite`."""
+        """Writes the model directory whole or not at all.
+
+        Args:
+          directory: where to.
+          overwrite: replace a model directory that is there.
+
+        Raises:
+          ValueError: when the directory exists and may not be replaced.
+        """
         save_model(Path(directory), self.variables, metadata_of(self), overwrite)
 
     def export_scimilarity(self, directory: str | Path) -> None:

@@ -70,6 +70,7 @@ class Hidden(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n i"], train: bool) -> Float[Array, "n o"]:
+        """The layer's output; with `train`, units are dropped and the batch's statistics are used."""
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = _linear(self.features, x.shape[-1], "linear", self.compute_dtype)(x)
         x = nn.BatchNorm(
@@ -112,6 +113,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n genes"], train: bool = False) -> Float[Array, "n latent"]:
+        """The embedding of log-normalised expression."""
         x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
         if self.input_width:
             x = jax.lax.stop_gradient(_linear(self.input_width, x.shape[-1], "components")(x))
@@ -151,6 +153,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "n latent"], train: bool = False) -> Float[Array, "n genes"]:
+        """The reconstructed log-normalised expression."""
         for i, features in enumerate(self.hidden_dim):
             dropout, name = self.dropout if i else 0.0, f"hidden_{i}"
             hidden = Hidden(features, dropout, name in self.frozen, self.compute_dtype, name=name)

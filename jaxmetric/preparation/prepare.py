@@ -63,9 +63,13 @@ def prepare(
     Args:
       files: h5ad files, zarr folders, and folders of these.
       out: the store's folder, which must not exist.
-      label_key, study_key, layer, values, gene_key, ontology: as in `read_cells`; without layer, raw is
-        read of a file that has counts only there. Without study_key, each file is a study. Labels that
-        are no terms are reported, and their cells have no label.
+      label_key: column of `obs` with the cell types. Labels that are no terms of the ontology are
+        reported, and their cells have no label.
+      study_key: column of `obs` with the study. None: each file is a study.
+      layer: as in `read_cells`; None: also raw, of a file that has counts only there.
+      values: as in `read_cells`.
+      gene_key: as in `read_cells`.
+      ontology: as in `read_cells`.
       genes: the store's genes: "intersection" or "union" of those of the files, in the order of the
         first, or a list of names. Files with Ensembl ids and files with symbols go together where
         columns of `var` give all of them names of one kind.

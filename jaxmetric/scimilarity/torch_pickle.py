@@ -108,6 +108,7 @@ def interpret(pickled: bytes, load_storage: Callable[[Any], np.ndarray]) -> Any:
 
 
 def expect(kind: type, value: Any) -> Any:
+    """The value; a TorchFileError unless it is of exactly this kind."""
     if type(value) is not kind:
         raise TorchFileError(
             f"expected a {kind.__name__}, found a {type(value).__name__}; do not trust this file"

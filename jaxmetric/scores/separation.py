@@ -17,10 +17,9 @@ def nearest_own_and_unrelated(
     reference_labels: Int[np.ndarray, " r"],
     descendants: Bool[np.ndarray, "k k"],
 ) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
-    """Euclidean distance of each cell to the nearest reference cell of its own label, and to the nearest
-    one of a label that is neither its own, an ancestor nor a descendant.
+    """Distances of each cell to the nearest reference cells of its own and of an unrelated label.
 
-    Labels are in [0, k). Infinite where there is no such cell.
+    Euclidean; unrelated is a label that is neither its own, an ancestor nor a descendant. Labels are in [0, k). Infinite where there is no such cell.
     """
     own = np.eye(len(descendants), dtype=bool)
     unrelated = ~(own | descendants | descendants.T)

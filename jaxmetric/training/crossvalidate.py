@@ -160,8 +160,11 @@ def _fold(cells: Cells, study: str, recipes: Mapping[str, Config], k: int) -> Fo
 
 
 def crossvalidation_table(rows: list[dict]) -> str:
-    """The rows as text: for each score, mean ± standard deviation over seeds of each left-out study,
-    and of the mean over studies; and the number of cells that are scored."""
+    """The rows as text, a block for each score.
+
+    Mean ± standard deviation over seeds, of each left-out study and of the mean over studies; and the
+    number of cells that are scored.
+    """
     recipes, studies = (
         list(dict.fromkeys(row[key] for row in rows)) for key in ("recipe", "study")
     )

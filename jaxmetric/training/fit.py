@@ -62,6 +62,9 @@ def fit(
         the memory of each device, where they must fit, and up to 25 steps run at a time without the
         host. The batches are the same.
 
+    Returns:
+      The model: of the last epoch, or of the best one by `config.monitor`.
+
     Raises:
       ValueError: for data that cannot be trained on, or a directory that belongs to another run.
       Interrupted: a KeyboardInterrupt, after SIGTERM or Ctrl-C, once the step under way is saved.
