@@ -106,6 +106,9 @@ def connect(
         the cluster's environment (SLURM, Open MPI, a TPU pod, Kubernetes).
       processes: how many there are.
       process_id: which one this is, from 0.
+
+    Raises:
+      ValueError: when some of the three are given and others are not.
     """
     given = coordinator, processes, process_id
     if any(value is None for value in given) and any(value is not None for value in given):

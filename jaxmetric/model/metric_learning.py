@@ -258,6 +258,9 @@ class MetricLearning:
           k: neighbours that vote.
           quantile: share of the reference's cells that have a cell of another study within the threshold.
           progress: show a progress bar, on a terminal.
+
+        Returns:
+          What `annotate` takes in place of labelled cells.
         """
         cells = require_cells(cells, "reference")
         if not all_labels:

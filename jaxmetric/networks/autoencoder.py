@@ -178,6 +178,7 @@ class Autoencoder(nn.Module):
     compute_dtype: ComputeDtype = "float32"
 
     def setup(self) -> None:
+        """Binds the two networks."""
         self.encoder = Encoder(
             self.hidden_dim,
             self.latent_dim,

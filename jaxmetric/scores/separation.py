@@ -19,7 +19,8 @@ def nearest_own_and_unrelated(
 ) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
     """Distances of each cell to the nearest reference cells of its own and of an unrelated label.
 
-    Euclidean; unrelated is a label that is neither its own, an ancestor nor a descendant. Labels are in [0, k). Infinite where there is no such cell.
+    Euclidean; unrelated is a label that is neither its own, an ancestor nor a descendant. Labels are in
+    [0, k). Infinite where there is no such cell.
     """
     own = np.eye(len(descendants), dtype=bool)
     unrelated = ~(own | descendants | descendants.T)
