@@ -8,6 +8,7 @@ import jax
 from made_up import make_adata
 
 import jaxmetric as jm
+from jaxmetric import sharding
 
 HEARTBEAT = 10  # seconds; a third of what users have
 
@@ -17,7 +18,7 @@ if __name__ == "__main__":
     if "LARGEST_FILE" in os.environ:  # bytes: writing more fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LARGEST_FILE"]),) * 2)
     if several:
-        jm.sharding.HEARTBEAT = HEARTBEAT
+        sharding.HEARTBEAT = HEARTBEAT
         port, count, process_id = map(int, several)
         jm.connect(f"localhost:{port}", count, process_id)
     config = jm.Config(
