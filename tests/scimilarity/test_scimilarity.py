@@ -304,7 +304,7 @@ def test_shell_imports_and_exports(tmp_path, capsys):
         assert "exists: choose another directory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["shallow", "two", "nine", "imported", "tuned"])
+@pytest.mark.parametrize("name", ["shallow", "two", "nine", "imported", "tuned", "discriminants"])
 def test_scimilarity_itself_opens_what_we_export(name, tmp_path):
     # not "scimilarity": a folder of tests has that name, and would be taken for the package
     networks = pytest.importorskip(
@@ -314,12 +314,16 @@ def test_scimilarity_itself_opens_what_we_export(name, tmp_path):
 
     depths = {"shallow": (7,), "two": (16, 12), "nine": tuple(range(5, 14))}
     model = fresh_model(depths[name], 70) if name in depths else jm.load_scimilarity(RECORDED)
-    if name == "tuned":
+    if name in ("tuned", "discriminants"):
         adata = make_adata(160, num_genes=70)
         adata.var_names = list(model.genes)
         cells = jm.read_cells(adata, label_key="cell_type", study_key="study")
-        config = jm.Config.scimilarity(batch_size=32, max_epochs=1, steps_per_epoch=3)
-        model = jm.fit(cells, config, init=model, devices=jax.devices()[:1])
+        short = {"batch_size": 32, "max_epochs": 1, "steps_per_epoch": 3}
+        config = jm.Config(hidden_dim=(16, 12), latent_dim=8, **short)
+        if name == "tuned":
+            config = jm.Config.scimilarity(**short)
+        start = model if name == "tuned" else None
+        model = jm.fit(cells, config, init=start, devices=jax.devices()[:1])
     directory = str(tmp_path / "theirs")
     model.export_scimilarity(directory)
     x = np.random.default_rng(1).gamma(1, 1, (50, 70)).astype(np.float32)
@@ -328,7 +332,8 @@ def test_scimilarity_itself_opens_what_we_export(name, tmp_path):
     ours = model.embed(adata_of(model, x), values="lognorm")
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert opened.int2label == dict(enumerate(model.labels))
-    decoder = networks.Decoder(70, model.config.latent_dim, list(model.config.hidden_dim[::-1]))
+    sizes = jm.load_scimilarity(directory).config.hidden_dim
+    decoder = networks.Decoder(70, model.config.latent_dim, list(sizes[::-1]))
     decoder.load_state(f"{directory}/decoder.ckpt")
     import torch
 
