@@ -87,8 +87,8 @@ class Encoder(nn.Module):
     """Genes -> embedding of unit length (a vector of zeros stays zero).
 
     With an input layer that is `direct`, of output y, it is (y, r f(y), r) before it is scaled to unit
-    length: f the hidden layers, r a constant. They start small, so that y decides; and y is so long that
-    directions alone do not tell cells apart as well as their lengths do, which r preserves.
+    length: f the hidden layers, r a constant. f starts small, so that y decides at first. Scaling to unit
+    length would lose how long y is; beside the constant r it does not.
 
     Attributes:
       hidden_dim: sizes of the hidden layers.

@@ -66,7 +66,7 @@ def discriminant_scores(
     vectors = randomized_singular_vectors(weighted, config.input_components)
     z = np.asarray(X @ vectors, np.float64)
     U, center = discriminants(z, labels, studies, config.input_width)
-    U /= np.sqrt((((z - center) @ U) ** 2).sum(1).mean())
+    U /= np.sqrt((((z - center) @ U) ** 2).sum(1).mean()) or 1.0  # of cells that are all alike
     return vectors @ U, center @ U
 
 
@@ -74,17 +74,21 @@ def randomized_singular_vectors(X: sp.csr_matrix, dim: int) -> Float[np.ndarray,
     """The leading right singular vectors, approximately (Halko et al., SIAM Review 53:217, 2011)."""
     from sklearn.utils.extmath import randomized_svd
 
-    dim = min(dim, min(X.shape) - 1)
-    return randomized_svd(X, dim, n_iter=POWERS, random_state=0)[2].T
+    return randomized_svd(X, _possible(X, dim), n_iter=POWERS, random_state=0)[2].T
 
 
 def right_singular_vectors(X: sp.csr_matrix, dim: int) -> Float[np.ndarray, "genes dim"]:
     """The leading right singular vectors, in no particular order; fewer where X has fewer."""
+    start = np.full(min(X.shape), min(X.shape) ** -0.5, np.float32)
+    return scipy.sparse.linalg.svds(X, k=_possible(X, dim), v0=start)[2].T
+
+
+def _possible(X: sp.csr_matrix, dim: int) -> int:
+    """As many dimensions as asked for, or as X has; a ValueError where it has none."""
     dim = min(dim, min(X.shape) - 1)
     if dim < 1 or not X.count_nonzero():
         raise ValueError(
             f"an SVD needs at least 2 cells and 2 genes, and values that are not zero, but has {X.shape} "
             f"(cells, genes) with {X.count_nonzero()} values."
         )
-    start = np.full(min(X.shape), min(X.shape) ** -0.5, np.float32)
-    return scipy.sparse.linalg.svds(X, k=dim, v0=start)[2].T
+    return dim

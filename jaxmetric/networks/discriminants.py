@@ -49,7 +49,7 @@ def discriminants(
     center = label_means[present].mean(0)
     B = _scatter(label_means[present] - center, np.full(len(present), 1 / len(present)))
     noise = W + S
-    level = np.trace(noise) / len(z) or np.trace(B) / len(z)  # of single cells there is no noise
+    level = np.trace(noise) / len(z) or np.trace(B) / len(z) or 1.0  # single cells have no noise
     d, m = len(B), min(number, len(present) - 1, len(B))
     noise += RIDGE * level * np.eye(d)
     _, U = scipy.linalg.eigh(B, noise, subset_by_index=(d - m, d - 1))

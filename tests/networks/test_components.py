@@ -108,3 +108,10 @@ def test_half_of_the_embedding_is_the_discriminants(cells):
     np.testing.assert_allclose(z[:, :6], y * (z[:, -1:] / 0.5), atol=1e-5)
     assert (z[:, -1] > 0).all()
     assert z[:, 6:-1].std() > 0
+
+
+def test_cells_of_one_gene_have_no_components(cells):
+    one = cells.with_genes(cells.genes[:1])
+    for discriminants in (True, False):
+        with pytest.raises(ValueError, match="needs at least 2 cells and 2 genes"):
+            components.input_layer(one, jm.Config(discriminants=discriminants))

@@ -100,3 +100,8 @@ def test_labels_and_their_studies_weigh_the_root_of_their_cells():
     np.testing.assert_allclose(totals[[0, 1, 3]] / totals[1], [5, 1, 2.5])
     of_study = np.bincount(studies[labels == 0], weights[labels == 0])
     np.testing.assert_allclose(of_study[0] / of_study[2], 3)
+
+
+def test_cells_that_are_all_alike_have_finite_discriminants():
+    U, _ = discriminants(np.ones((6, 3)), np.arange(6) % 2, np.zeros(6, int), 64)
+    assert np.isfinite(U).all()
