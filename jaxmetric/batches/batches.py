@@ -10,10 +10,11 @@ from jaxmetric.batches.prefetch import prefetch
 from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.packed import Packed, pack_rows, take
 from jaxmetric.cells.stored_rows import StoredRows
+from jaxmetric.shapes import padded_size
 
 Read = Callable[[Int[np.ndarray, "some n"]], tuple[Packed, Int[np.ndarray, "some n"]]]
 
-ROUND = 1024  # values to which the capacity of a batch is rounded up
+LEAST = 1024  # values that a share of a batch has room for
 AT_A_TIME = 8  # batches whose cells are read from a store together, when all are read in order
 
 
@@ -45,7 +46,7 @@ class Batch(NamedTuple):
 def capacity(lengths: Int[np.ndarray, " n"], rows: Int[np.ndarray, "steps b"], shares: int) -> int:
     """The values that the fullest share of these batches needs, and a little more."""
     needed = np.where(rows >= 0, lengths[rows], 0).reshape(len(rows), shares, -1).sum(-1).max()
-    return -(-max(int(needed), 1) // ROUND) * ROUND
+    return padded_size(int(needed), LEAST)
 
 
 def reader(cells: Cells) -> Read:

@@ -45,6 +45,20 @@ def label_set(names: Sequence[str], ontology: CellOntology | None) -> LabelSet:
     return LabelSet(ontology.related(terms), ontology.descendants(terms), parents)
 
 
+LABELS, PARENTS = 16, 4  # to multiples of which a label set is padded
+
+
+def padded(labels: LabelSet) -> LabelSet:
+    """The same labels and more, related to nothing, so that few shapes have to be compiled for."""
+    k, p = labels.parents.shape
+    more, wider = -k % LABELS, -p % PARENTS
+    return LabelSet(
+        np.pad(labels.related, (0, more)),
+        np.pad(labels.descendants, (0, more)),
+        np.pad(labels.parents, ((0, more), (0, wider)), constant_values=-1),
+    )
+
+
 def depth_first_order(names: Sequence[str], ontology: CellOntology | None) -> Int[np.ndarray, " k"]:
     """The labels' numbers in an order in which relatives lie together: a label before its descendants.
 

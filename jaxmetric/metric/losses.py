@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Real
 
 from jaxmetric.config import Metric
 from jaxmetric.metric.distances import pairwise_distances
@@ -15,7 +15,7 @@ def triplet_losses(
     triplets: Triplets,
     *,
     reference: Float[ArrayLike, "m d"] | None = None,
-    margin: float = 0.05,
+    margin: Real[ArrayLike, ""] = 0.05,
     metric: Metric = "euclidean",
 ) -> Float[Array, "n m"]:
     """max(0, |a - p| - |a - n| + margin) of each pair's triplet, 0 where a pair has none.
@@ -46,7 +46,7 @@ def triplet_loss(
     triplets: Triplets,
     *,
     reference: Float[ArrayLike, "m d"] | None = None,
-    margin: float = 0.05,
+    margin: Real[ArrayLike, ""] = 0.05,
     metric: Metric = "euclidean",
 ) -> Float[Array, ""]:
     """Mean of `triplet_losses` over the mined triplets.
@@ -78,13 +78,15 @@ def l1_penalty(parameters) -> Float[Array, ""]:
     return sum((jnp.abs(leaf).sum() for leaf in jax.tree.leaves(parameters)), jnp.float32(0))
 
 
-def mixed_loss(triplet: Float[Array, ""], mse: Float[Array, ""], weight: float) -> Float[Array, ""]:
+def mixed_loss(
+    triplet: Float[Array, ""], mse: Float[Array, ""], weight: Real[ArrayLike, ""]
+) -> Float[Array, ""]:
     """w * triplet + (1 - w) * mse, with w the weight of the triplet loss."""
     return weight * triplet + (1.0 - weight) * mse
 
 
 def masked_mean(
-    values: Float[Array, "*s"], mask: Bool[Array, "*s"], empty: float = 0.0
+    values: Float[Array, "*s"], mask: Bool[Array, "*s"], empty: Real[ArrayLike, ""] = 0.0
 ) -> Float[Array, ""]:
     """Mean over the mask; `empty` where the mask is."""
     mean = jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)

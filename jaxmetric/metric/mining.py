@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, Real, UInt32
 
 from jaxmetric.config import Metric, Selection
 from jaxmetric.metric import bits
@@ -86,7 +86,7 @@ def mine_triplets(
     reference: Float[ArrayLike, "m d"] | None = None,
     reference_labels: Integer[ArrayLike, " m"] | None = None,
     reference_studies: Integer[ArrayLike, " m"] | None = None,
-    margin: float = 0.05,
+    margin: Real[ArrayLike, ""] = 0.05,
     selection: Selection = "semihard",
     metric: Metric = "sqeuclidean",
     both_orders: bool = False,
@@ -139,13 +139,12 @@ def mine_triplets(
     candidates = _Candidates(reference, reference_labels, reference_studies, related)
     anchors, candidates = jax.tree.map(_as_signed, (anchors, candidates))
     excluded = "none" if not in_batch else "itself" if both_orders else "earlier"
-    mine = functools.partial(
-        _mine, excluded=excluded, margin=margin, selection=selection, metric=metric
-    )
+    mine = functools.partial(_mine, excluded=excluded, selection=selection, metric=metric)
     if mesh is not None:
         check_divides(n, mesh, "the number of anchors")
         mine = split_rows(mine, mesh)
-    return mine(anchors, (jax.random.bits(key, (2,), "uint32"), candidates))
+    seed, margin = jax.random.bits(key, (2,), "uint32"), jnp.asarray(margin, jnp.float32)
+    return mine(anchors, (seed, margin, candidates))
 
 
 def _as_signed(x: ArrayLike) -> Array:
@@ -176,18 +175,18 @@ class _Candidates(NamedTuple):
 
 def _mine(
     anchors: _Anchors,
-    shared: tuple[UInt32[Array, "2"], _Candidates],
+    shared: tuple[UInt32[Array, "2"], Float[Array, ""], _Candidates],
     *,
     excluded: Literal["none", "itself", "earlier"],
-    margin: float,
     selection: Selection,
     metric: Metric,
 ) -> Triplets:
     """Mines for some of a batch's anchors; no anchor needs to know of another.
 
-    `excluded`: cells of the batch that are no positives of an anchor by their place in it.
+    `shared`: the seed of the draws, the margin, and the candidates. `excluded`: cells of the batch that
+    are no positives of an anchor by their place in it.
     """
-    seed, candidates = shared
+    seed, margin, candidates = shared
     m = len(candidates.z)
     positives = _positives(anchors, candidates)
     n, w = positives.shape

@@ -10,10 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxmetric.metric.distances import dot
+from jaxmetric.shapes import padded_size
 from jaxmetric.sharding import by_backend
 
 CHUNK, ON_ACCELERATOR = 2**24, 2**29  # distances held at a time, on a CPU and on others
 BLOCK = 128  # distances of which an accelerator finds the least first
+NO_CELL = -2  # the group of rows that fill up an array, which are nobody's neighbours
 
 
 class Neighbors(NamedTuple):
@@ -57,11 +59,13 @@ def nearest_neighbors(
     if not 1 <= k <= most:
         raise ValueError(f"k must be from 1 to {most}, the reference cells, but is {k}.")
     origin = y.mean(0, dtype=np.float64).astype(np.float32)
-    x, y = x - origin, jnp.asarray(y - origin)
+    more = padded_size(len(y)) - len(y)
+    theirs = np.pad(theirs, (0, more), constant_values=NO_CELL)
+    x, y = x - origin, jnp.asarray(np.pad(y - origin, ((0, more), (0, 0))))
     many = min(2 * k + 16, len(y))
     rows = max(1, by_backend(CHUNK, ON_ACCELERATOR) // max(len(y), many * y.shape[1]))
     found = [
-        jax.device_get(_nearest(x[i : i + rows], y, own[i : i + rows], theirs, k, many))
+        _nearest_of_chunk(x[i : i + rows], y, own[i : i + rows], theirs, k, many)
         for i in range(0, len(x), rows)
     ]
     if not found:
@@ -69,14 +73,23 @@ def nearest_neighbors(
     return Neighbors(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
+def _nearest_of_chunk(x, y, own, theirs, k, many):
+    """`_nearest` of query cells, filled up to one of few sizes."""
+    more = padded_size(len(x)) - len(x)
+    filled = np.pad(x, ((0, more), (0, 0))), y, np.pad(own, (0, more)), theirs
+    return [found[: len(x)] for found in jax.device_get(_nearest(*filled, k, many))]
+
+
 @functools.partial(jax.jit, static_argnames=("k", "many"))
 def _nearest(query, reference, own, theirs, k, many):
     """Neighbours of another group than a cell's own: the nearest of many candidates."""
     squared = (reference**2).sum(1)[None, :] - 2 * dot(query, reference)  # less the query's own
-    squared = jnp.where(own[:, None] == theirs[None, :], jnp.inf, squared)
+    theirs = theirs[None, :]
+    excluded = (own[:, None] == theirs) | (theirs == NO_CELL)
+    squared = jnp.where(excluded, jnp.inf, squared)
     candidates = _least(squared, many, by_backend(len(reference), BLOCK))
     distances = jnp.sqrt(((query[:, None, :] - reference[candidates]) ** 2).sum(-1))
-    distances = jnp.where(own[:, None] == theirs[candidates], jnp.inf, distances)
+    distances = jnp.where(jnp.take_along_axis(excluded, candidates, 1), jnp.inf, distances)
     negated, places = jax.lax.top_k(-distances, k)
     return jnp.take_along_axis(candidates, places, 1), -negated
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from jaxmetric.config import Divisor, Metric
 from jaxmetric.metric.distances import check_choice, pairwise_distances
+from jaxmetric.shapes import padded_size
 from jaxmetric.sharding import by_backend
 
 # distances held at a time where a matrix of distances is walked in chunks, on a CPU and on others
@@ -75,12 +76,18 @@ def silhouette_widths(
         raise ValueError(f"labels must be less than {k}, the size of descendants.")
     below = np.zeros((k, k), bool) if descendants is None else np.asarray(descendants, bool)
     size = np.bincount(labels[labels >= 0], minlength=k).astype(np.float32)
-    sums = _euclidean_sums if metric == "euclidean" else _decomposed_sums
+    more = padded_size(len(z)) - len(z)  # cells without label, for few shapes to compile for
+    z, labels, n = (
+        np.pad(z, ((0, more), (0, 0))),
+        np.pad(labels, (0, more), constant_values=-1),
+        len(z),
+    )
+    sums = _euclidean_sums if metric == "euclidean" else functools.partial(_decomposed_sums, n)
     widths = [
         _widths(to_labels, labels[rows], size, below, divisor)
         for rows, to_labels in sums(z, labels, size, metric)
     ]
-    return np.concatenate([np.zeros(0, np.float32), *jax.device_get(widths)])
+    return np.concatenate([np.zeros(0, np.float32), *jax.device_get(widths)])[:n]
 
 
 @functools.partial(jax.jit, static_argnames="divisor")
@@ -104,15 +111,15 @@ def _widths(
 
 
 def _decomposed_sums(
-    z, labels, size, metric: Metric
+    n: int, z, labels, size, metric: Metric
 ) -> Iterator[tuple[slice, Float[Array, "c k"]]]:
     """Sums of squared distances to each label's members, for chunks of cells, from sums over labels.
 
     sum_j |x - z_j|^2 = n_l |x|^2 + sum_j |z_j|^2 - 2 x . sum_j z_j, over the label's members j, seen
-    from the mean of all. Cosine distance of unit rows is half of that.
+    from the mean of all n cells; what fills up z is zeros. Cosine distance of unit rows is half of that.
     """
     chunks = [slice(i, i + ROWS) for i in range(0, len(z), ROWS)]
-    mean = sum(_prepared(z[rows], 0.0, metric).sum(0) for rows in chunks) / max(len(z), 1)
+    mean = sum(_prepared(z[rows], 0.0, metric).sum(0) for rows in chunks) / max(n, 1)
     parts = [
         _label_sums(_prepared(z[rows], mean, metric), labels[rows], len(size)) for rows in chunks
     ]

@@ -22,8 +22,10 @@ from jaxmetric.cells.packed import move_columns
 from jaxmetric.cells.read import read_cells
 from jaxmetric.cells.source import opened, paths_in
 from jaxmetric.cells.store import about
+from jaxmetric.compiled import keep_compiled
 from jaxmetric.config import Values
 from jaxmetric.networks.autoencoder import Autoencoder
+from jaxmetric.shapes import padded_size
 from jaxmetric.sharding import cell_mesh, put_batch, replicated
 
 BATCH = 1000  # cells at a time, over all devices
@@ -48,6 +50,7 @@ def over_cells(
     function: Callable, network: Autoencoder, variables: dict, cells: Cells, *, progress: bool
 ) -> Any:
     """The arrays that `embed` or `embed_and_reconstruct` gives for every cell, in the cells' order."""
+    keep_compiled()
     mesh = cell_mesh(jax.local_devices())
     size, counts = _batch_size(len(cells), mesh.size), cells.values == "counts"
     variables = jax.device_put(variables, replicated(mesh))
@@ -101,6 +104,7 @@ def over_file(
 
     Arguments as in `MetricLearning.embed`.
     """
+    keep_compiled()
     mesh = cell_mesh(jax.local_devices())
     variables = jax.device_put(variables, replicated(mesh))
     with opened(source, str(source), layer) as cells:
@@ -124,5 +128,5 @@ def over_file(
 
 
 def _batch_size(num_cells: int, num_devices: int) -> int:
-    """At most BATCH, but a multiple of the number of devices."""
-    return -(-min(BATCH, num_cells) // num_devices) * num_devices
+    """At most BATCH, but a multiple of the number of devices; few sizes."""
+    return -(-min(BATCH, padded_size(num_cells)) // num_devices) * num_devices

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmetric.metric.distances import pairwise_distances
+from jaxmetric.shapes import padded_size
 
 CHUNK = 2**22  # distances held at a time
 
@@ -24,14 +25,21 @@ def nearest_own_and_unrelated(
     """
     own = np.eye(len(descendants), dtype=bool)
     unrelated = ~(own | descendants | descendants.T)
-    rows, reference = max(1, CHUNK // len(z_reference)), jnp.asarray(z_reference)
-    chunks = [slice(i, i + rows) for i in range(0, len(z), rows)]
-    found = []
-    for chunk in chunks:
+    size = padded_size(len(z_reference))
+    reference = jnp.asarray(_filled(z_reference, size))
+    rows, found = min(padded_size(len(z)), max(1, CHUNK // size)), []
+    for start in range(0, len(z), rows):
+        chunk = slice(start, start + rows)
         masks = (of[labels[chunk]][:, reference_labels] for of in (own, unrelated))
-        found.append(jax.device_get(_nearest(z[chunk], reference, *masks)))
+        masks = (_filled(_filled(mask.T, size).T, rows) for mask in masks)
+        found.append(jax.device_get(_nearest(_filled(z[chunk], rows), reference, *masks)))
     near, far = zip(*found, strict=True)
-    return np.concatenate(near), np.concatenate(far)
+    return np.concatenate(near)[: len(z)], np.concatenate(far)[: len(z)]
+
+
+def _filled(x: np.ndarray, size: int) -> np.ndarray:
+    """The array with rows of zeros, or False, up to a size: few shapes have to be compiled for."""
+    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """How cells come to the devices: in batches from the host, or as row numbers of cells that lie there."""
 
+import functools
 import logging
 import typing
 from collections.abc import Callable, Iterator
@@ -22,25 +23,26 @@ from jaxmetric.sharding import (
     own_share,
     put_batch,
     replicated,
+    step_options,
     steps_by_cell,
 )
-from jaxmetric.training.step import train_step
+from jaxmetric.training.step import structure_of, train_step
 
 log = logging.getLogger("jaxmetric")
 STEPS_PER_DISPATCH = 25  # at most, of cells on the devices: a request to stop waits for their end
+PROGRAMS = 16  # compiled steps that are kept, for the next run of the same shape
 
 
 class Feed(NamedTuple):
     """A way for cells to come to the devices.
 
     Attributes:
-      step: (state, inputs, relations) -> (state, infos of one or more steps); to be jitted.
-      sharding: how the inputs are laid out over the devices.
+      step: (state, inputs, relations, numbers) -> (state, infos of one or more steps), compiled; it takes
+        over the memory of the state.
       inputs: row numbers of batches -> for each call of `step`, its inputs and its row numbers.
     """
 
     step: Callable
-    sharding: Any
     inputs: Callable[[Int[np.ndarray, "steps batch"]], Iterator[tuple[Any, np.ndarray]]]
 
 
@@ -61,17 +63,24 @@ def from_host(cells: Cells, config: Config, mesh: Mesh, capacity: int) -> Feed:
     read = reader(cells)
     own, shares = own_share(config.batch_size, mesh), len(mesh.local_devices)
 
-    def step(state, batch, relations):
-        counts = cells.values == "counts"
-        return train_step(state, batch, relations, config=config, counts=counts, mesh=mesh)
-
     def inputs(drawn):
         packed = batches(cells, drawn[:, own], read, shares, capacity, config.shuffle_steps)
         return prefetch(
             (put_batch(batch, mesh), rows[None]) for batch, rows in zip(packed, drawn, strict=True)
         )
 
-    return Feed(step, by_cell(mesh), inputs)
+    return Feed(step_on_batch(structure_of(config), cells.values == "counts", mesh), inputs)
+
+
+@functools.lru_cache(PROGRAMS)
+def step_on_batch(config: Config, counts: bool, mesh: Mesh) -> Callable:
+    """The step on a batch from the host, compiled once for all numbers."""
+
+    def step(state, batch, relations, numbers):
+        asked = {"config": config, "counts": counts, "mesh": mesh, "numbers": numbers}
+        return train_step(state, batch, relations, **asked)
+
+    return _jitted(step, by_cell(mesh), mesh)
 
 
 def from_device(cells: Cells, config: Config, mesh: Mesh, capacity: int) -> Feed:
@@ -83,21 +92,41 @@ def from_device(cells: Cells, config: Config, mesh: Mesh, capacity: int) -> Feed
     resident_cells = _put(cells, mesh)
     steps = max(k for k in range(1, STEPS_PER_DISPATCH + 1) if config.steps_per_epoch % k == 0)
 
-    def step(state, inputs, relations):
-        cells_on_device, rows_of_steps = inputs
-
-        def one_step(state, rows):
-            batch = gather(cells_on_device, rows, mesh.size, capacity)
-            counts = cells.values == "counts"
-            return train_step(state, batch, relations, config=config, counts=counts, mesh=mesh)
-
-        return jax.lax.scan(one_step, state, rows_of_steps)
-
     def inputs(drawn):
         for rows in np.split(drawn.astype(np.int32), np.arange(steps, len(drawn), steps)):
             yield (resident_cells, jax.device_put(rows, steps_by_cell(mesh))), rows
 
-    return Feed(step, (replicated(mesh), steps_by_cell(mesh)), inputs)
+    counts = cells.values == "counts"
+    return Feed(steps_on_rows(structure_of(config), counts, mesh, capacity), inputs)
+
+
+@functools.lru_cache(PROGRAMS)
+def steps_on_rows(config: Config, counts: bool, mesh: Mesh, capacity: int) -> Callable:
+    """Steps on cells that lie on the devices, by their row numbers, compiled once for all numbers."""
+
+    def step(state, inputs, relations, numbers):
+        cells_on_device, rows_of_steps = inputs
+        asked = {"config": config, "counts": counts, "mesh": mesh, "numbers": numbers}
+
+        def one_step(state, rows):
+            batch = gather(cells_on_device, rows, mesh.size, capacity)
+            return train_step(state, batch, relations, **asked)
+
+        return jax.lax.scan(one_step, state, rows_of_steps)
+
+    return _jitted(step, (replicated(mesh), steps_by_cell(mesh)), mesh)
+
+
+def _jitted(step: Callable, inputs: Any, mesh: Mesh) -> Callable:
+    """The step jitted; `inputs`: how its inputs are laid out over the devices."""
+    everywhere = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, inputs, everywhere, everywhere),
+        out_shardings=everywhere,
+        donate_argnums=0,
+        compiler_options=step_options(),
+    )
 
 
 def _put(cells: Cells, mesh: Mesh) -> Resident:

@@ -10,6 +10,7 @@ import jax
 
 from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.split import split, usable_cells
+from jaxmetric.compiled import keep_compiled
 from jaxmetric.config import Config, DataOn
 from jaxmetric.model.directory import digest
 from jaxmetric.model.load import load
@@ -72,6 +73,7 @@ def fit(
       CheckpointWriteError: an OSError, when a checkpoint cannot be written.
     """
     require_cells(cells, "cells")
+    keep_compiled()
     start = load(init) if isinstance(init, str | Path) else init
     config = starting_config(config, start)
     if start is not None:

@@ -1,4 +1,4 @@
-"""The training loop: the one place where the step is jitted and sharded."""
+"""The training loop: epochs of steps, scored, watched and saved."""
 
 import contextlib
 import functools
@@ -14,14 +14,14 @@ from jaxmetric.batches.sampling import Draw, sampler
 from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.stored_rows import StoredRows
 from jaxmetric.config import Config, DataOn
-from jaxmetric.labels.label_set import label_set
+from jaxmetric.labels.label_set import label_set, padded
 from jaxmetric.networks.components import input_layer
-from jaxmetric.sharding import replicated, same_everywhere, step_options
-from jaxmetric.training.feed import Feed, feed_of
+from jaxmetric.sharding import replicated, same_everywhere
+from jaxmetric.training.feed import PROGRAMS, feed_of
 from jaxmetric.training.history import best_epoch, out_of_patience
 from jaxmetric.training.run import Progress, Run, Snapshot, finite
 from jaxmetric.training.signals import stop_requests
-from jaxmetric.training.step import TrainState, init_state
+from jaxmetric.training.step import init_state, numbers_of, structure_of
 from jaxmetric.training.validation import validator
 from jaxmetric.training.watch import Report, Watch
 
@@ -59,12 +59,11 @@ def train_epochs(
         log.warning("batches of %d cells, all that there are, not of %d", config.batch_size, asked)
     draw = draws(train, config)
     feed = feed_of(train, config, mesh, fullest_share(train, draw, config, mesh), data_on)
-    step = jitted_step(feed, mesh)
     (state, best), progress = first_snapshot(train, config, start, mesh), Progress()
     if run is not None:
         (state, best), progress = run.resume(Snapshot(state, best))
-    relations = label_set(train.label_names, train.ontology)
-    relations = jax.device_put(relations, replicated(mesh))
+    relations = padded(label_set(train.label_names, train.ontology))
+    relations, numbers = jax.device_put((relations, numbers_of(config)), replicated(mesh))
     validate = None if held_out is None else validator(held_out, relations, config, mesh)
     history = progress.history
     with stop_requests() as asked, Watch(config, run, report, progress, asked) as watch:
@@ -73,7 +72,7 @@ def train_epochs(
             steps_done = epoch * config.steps_per_epoch + done_in_epoch
             with contextlib.closing(feed.inputs(draw(epoch)[done_in_epoch:])) as epoch_inputs:
                 for inputs, rows in watch.timed(epoch_inputs):
-                    state, infos = step(state, inputs, relations)
+                    state, infos = feed.step(state, inputs, relations, numbers)
                     steps_done += len(rows)
                     watch.steps_under_way(infos, rows)
                     watch.stop_if_asked(Snapshot(state, best), steps_done)
@@ -100,25 +99,21 @@ def fullest_share(train: Cells, draw: Draw, config: Config, mesh: Mesh) -> int:
     return max(capacity(lengths, draw(epoch), mesh.size) for epoch in range(config.max_epochs))
 
 
-def jitted_step(feed: Feed, mesh: Mesh) -> Callable:
-    """The feed's step, compiled: it takes over the memory of the state that it is given."""
-    return jax.jit(
-        feed.step,
-        in_shardings=(replicated(mesh), feed.sharding, replicated(mesh)),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
-        compiler_options=step_options(),
-    )
-
-
 def first_snapshot(train: Cells, config: Config, start: dict | None, mesh: Mesh) -> Snapshot:
     """The state before the first step, from the variables `start` of a model if given."""
     components = None
     if config.input_components and start is None:
         components = same_everywhere(input_layer(train, config))
-    init = functools.partial(init_state, config, len(train.genes))
-    state: TrainState = jax.jit(init, out_shardings=replicated(mesh))(start, components)
+    init = initialisation(structure_of(config), len(train.genes), mesh)
+    state = init(start, components, numbers_of(config).seed)
     return Snapshot(state, None if config.monitor is None else _copy(state.variables))
+
+
+@functools.lru_cache(PROGRAMS)
+def initialisation(config: Config, num_genes: int, mesh: Mesh) -> Callable:
+    """(variables of a model, components, seed) -> the first state, compiled once for all seeds."""
+    init = functools.partial(init_state, config, num_genes)
+    return jax.jit(init, out_shardings=replicated(mesh))
 
 
 def _copy(variables: dict) -> dict:

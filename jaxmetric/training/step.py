@@ -1,11 +1,14 @@
 """One step of training and one of evaluation: pure functions of one global batch, not jitted here."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from jaxmetric.batches.batches import Batch
@@ -26,8 +29,46 @@ from jaxmetric.training.collapse import spread
 STEP_KEYS, INIT_KEY = 0, 1
 
 
+class Numbers(NamedTuple):
+    """The hyperparameters that a compiled step is given, so that other values need no other program.
+
+    Attributes are those of `Config`.
+    """
+
+    seed: Any
+    margin: Any
+    triplet_loss_weight: Any
+    l1: Any
+    learning_rate: Any
+    weight_decay: Any
+    warmup_steps: Any
+    max_epochs: Any
+    steps_per_epoch: Any
+
+
+HOST_ONLY = (  # fields of `Config` that no step depends on
+    *("monitor", "patience", "singleton_labels", "silhouette_divisor", "batch_size"),
+    *("sampling", "cells_per_class", "block_size", "shuffle_steps"),
+)
+
+
+def numbers_of(config: Config) -> Numbers:
+    """The config's numbers, as arrays."""
+    values = {name: getattr(config, name) for name in Numbers._fields}
+    kinds = {int: np.int32, float: np.float32}
+    return Numbers(**{name: kinds[type(value)](value) for name, value in values.items()})
+
+
+def structure_of(config: Config) -> Config:
+    """The config with the defaults in place of all that is no part of a compiled step."""
+    fields = {field.name: field.default for field in dataclasses.fields(Config)}
+    return dataclasses.replace(
+        config, **{name: fields[name] for name in (*Numbers._fields, *HOST_ONLY)}
+    )
+
+
 class TrainState(NamedTuple):
-    """All that training carries from step to step.
+    """What one step of training leaves for the next.
 
     Attributes:
       step: steps done.
@@ -47,22 +88,24 @@ class TrainState(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def learning_rate(config: Config, step: Int[Array, ""]) -> Float[Array, ""]:
+def learning_rate(numbers: Config | Numbers, step: Int[Array, ""]) -> Float[Array, ""]:
     """lr / 2 * (1 + cos(pi * epoch / max_epochs)), constant within an epoch, after a linear warm-up."""
-    cosine = optax.cosine_decay_schedule(config.learning_rate, config.max_epochs)
-    rate = jnp.asarray(cosine(step // config.steps_per_epoch))
-    if config.warmup_steps:
-        rate *= jnp.minimum((step + 1) / config.warmup_steps, 1.0)
-    return rate
+    epoch = jnp.minimum(step // numbers.steps_per_epoch, numbers.max_epochs)
+    cosine = (1 + jnp.cos(jnp.pi * epoch / numbers.max_epochs)) / 2
+    warm = jnp.minimum((step + 1) / jnp.maximum(numbers.warmup_steps, 1), 1.0)
+    return numbers.learning_rate * cosine * warm
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
+def optimizer(
+    config: Config, numbers: Config | Numbers | None = None
+) -> optax.GradientTransformation:
     """AdamW with the learning rate of each step; weight decay on every parameter that is trained.
 
     Frozen groups, and the components, are left as they are, without weight decay, and have no state;
     their gradients do not count in the norm that `clip_norm` is for.
     """
-    adamw = optax.adamw(lambda step: learning_rate(config, step), weight_decay=config.weight_decay)
+    given = config if numbers is None else numbers
+    adamw = optax.adamw(lambda step: learning_rate(given, step), weight_decay=given.weight_decay)
     if config.clip_norm is not None:
         adamw = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
     fixed = config.frozen_groups + (("encoder/components",) if config.input_components else ())
@@ -79,14 +122,18 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def init_state(
-    config: Config, num_genes: int, start: dict | None = None, components: dict | None = None
+    config: Config,
+    num_genes: int,
+    start: dict | None = None,
+    components: dict | None = None,
+    seed: Int[ArrayLike, ""] | None = None,
 ) -> TrainState:
     """The state before the first step: a pure function of the config's seed and what is given.
 
     Networks that `start`, variables of a model, holds are taken from it. `components` are the weights
-    of the encoder's layer of that name.
+    of the encoder's layer of that name. `seed` replaces that of the config.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT_KEY)
+    key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), INIT_KEY)
     variables = autoencoder(config, num_genes).init(key, jnp.zeros((1, num_genes)))
     if components is not None:
         variables["params"]["encoder"]["components"] = components
@@ -106,15 +153,19 @@ def train_step(
     config: Config,
     counts: bool,
     mesh: Mesh | None = None,
+    numbers: Numbers | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One AdamW step on one batch; its anchors are split over the devices of the mesh.
+
+    `numbers` replace those of the config: as arguments of a jitted step, they are not compiled into it.
 
     Returns:
       The next state, and the step's `loss`, `triplet_loss`, `mse`, `num_triplets`, `num_nonzero`
       (triplets whose loss is not 0), `num_hard` and `num_viable` (see `Triplets`), `hard_fraction`,
       the ratio of these two, `learning_rate`, `gradient_norm`, and the `spread` of the embeddings.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), STEP_KEYS)
+    given = config if numbers is None else numbers
+    key = jax.random.fold_in(jax.random.key(given.seed), STEP_KEYS)
     dropout, perturb, mine = jax.random.split(jax.random.fold_in(key, state.step), 3)
     num_genes = num_outputs(state.params)
     x = expression(batch, num_genes, counts)
@@ -122,7 +173,7 @@ def train_step(
         perturb, batch.labels, label_set.parents, config.perturb_labels_fraction
     )
     studies = batch.studies if config.sample_across_studies else None
-    rate = learning_rate(config, state.step)
+    rate = learning_rate(given, state.step)
 
     def loss_fn(params):
         (z, y), updates = autoencoder(config, num_genes).apply(
@@ -132,19 +183,19 @@ def train_step(
             rngs={"dropout": dropout},
             mutable="batch_stats",
         )
-        triplets = _mine(mine, z, labels, studies, label_set, config, mesh)
-        losses = triplet_losses(z, triplets, margin=config.margin, metric=config.metric)
-        triplet = masked_mean(losses, triplets.mask, empty_triplet_loss(config))
+        triplets = _mine(mine, z, labels, studies, label_set, config, given.margin, mesh)
+        losses = triplet_losses(z, triplets, margin=given.margin, metric=config.metric)
+        triplet = masked_mean(losses, triplets.mask, empty_triplet_loss(config, given.margin))
         mse = reconstruction_loss(x, y)
         l1 = l1_penalty(l1_layer(params["encoder"], config))
-        loss = mixed_loss(triplet, mse, config.triplet_loss_weight) + config.l1 * rate * l1
+        loss = mixed_loss(triplet, mse, given.triplet_loss_weight) + given.l1 * rate * l1
         info = {"loss": loss, "triplet_loss": triplet, "mse": mse}
         info |= _counts(losses, triplets, config)
         info |= spread(jax.lax.stop_gradient(z), batch.labels, len(label_set.related))
         return loss, (updates["batch_stats"], info)
 
     grads, (batch_stats, info) = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer(config, given).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     info["hard_fraction"] = hard_fraction(info["num_hard"], info["num_viable"], config)
     info["learning_rate"] = rate
@@ -177,13 +228,18 @@ def eval_step(
     config: Config,
     counts: bool,
     mesh: Mesh | None = None,
+    margin: Float[ArrayLike, ""] | None = None,
 ) -> EvalInfo:
-    """Scores one batch in evaluation mode; studies play no part in its triplets."""
+    """Scores one batch in evaluation mode; studies play no part in its triplets.
+
+    `margin` replaces that of the config.
+    """
+    margin = config.margin if margin is None else margin
     num_genes = num_outputs(variables["params"])
     x = expression(batch, num_genes, counts)
     z, y = autoencoder(config, num_genes).apply(variables, x)
-    triplets = _mine(key, z, batch.labels, None, label_set, config, mesh)
-    losses = triplet_losses(z, triplets, margin=config.margin, metric=config.metric)
+    triplets = _mine(key, z, batch.labels, None, label_set, config, margin, mesh)
+    losses = triplet_losses(z, triplets, margin=margin, metric=config.metric)
     sums = {"triplet_loss": losses.sum()} | _counts(losses, triplets, config)
     return EvalInfo(z, ((x - y) ** 2).sum(1) * batch.real, (x**2).sum(1) * batch.real, sums)
 
@@ -208,9 +264,9 @@ def perturb_labels(
     return jnp.where(chosen & (labels >= 0) & (num_parents > 0), parent, labels)
 
 
-def empty_triplet_loss(config: Config) -> float:
+def empty_triplet_loss(config: Config, margin: Any) -> Any:
     """The triplet loss where nothing was mined."""
-    return config.margin if config.empty_triplet_loss == "margin" else 0.0
+    return margin if config.empty_triplet_loss == "margin" else 0.0
 
 
 def hard_fraction(num_hard, num_viable, config: Config):
@@ -231,14 +287,14 @@ def num_outputs(params: Any) -> int:
     return first["kernel"].shape[0]
 
 
-def _mine(key, z, labels, studies, label_set: LabelSet, config: Config, mesh) -> Triplets:
+def _mine(key, z, labels, studies, label_set: LabelSet, config: Config, margin, mesh) -> Triplets:
     return mine_triplets(
         key,
         jax.lax.stop_gradient(z),
         labels,
         studies=studies,
         related=label_set.related,
-        margin=config.margin,
+        margin=margin,
         selection=config.negative_selection,
         metric=config.mining_metric or config.metric,
         both_orders=config.both_orders,
@@ -247,7 +303,9 @@ def _mine(key, z, labels, studies, label_set: LabelSet, config: Config, mesh) ->
 
 
 def _counts(losses: Float[Array, "n n"], triplets: Triplets, config: Config) -> dict[str, Any]:
-    pretended = empty_triplet_loss(config) > 0  # SCimilarity counts the triplet that it makes up
+    pretended = (
+        config.empty_triplet_loss == "margin"
+    )  # SCimilarity counts the triplet that it makes up
     nonzero = jnp.where(triplets.mask.any(), (losses > 0).sum(), pretended)
     return {
         "num_triplets": triplets.num_triplets,

@@ -14,7 +14,14 @@ from jaxmetric.config import Config
 from jaxmetric.labels.label_set import LabelSet
 from jaxmetric.metric.silhouette import ontology_silhouette
 from jaxmetric.sharding import by_cell, own_share, put_batch, replicated
-from jaxmetric.training.step import EvalInfo, empty_triplet_loss, eval_step, hard_fraction
+from jaxmetric.training.feed import PROGRAMS
+from jaxmetric.training.step import (
+    EvalInfo,
+    empty_triplet_loss,
+    eval_step,
+    hard_fraction,
+    structure_of,
+)
 
 
 def validator(
@@ -31,18 +38,33 @@ def validator(
     key, read = jax.random.key(config.seed), reader(held_out)
     rows, own, shares = rows_in_order(order, size), own_share(size, mesh), len(mesh.local_devices)
     fullest = capacity(held_out.lengths, rows, mesh.size)
-    score = jax.jit(
-        functools.partial(eval_step, config=config, counts=held_out.values == "counts", mesh=mesh),
-        in_shardings=(replicated(mesh), by_cell(mesh), replicated(mesh), replicated(mesh)),
-        out_shardings=replicated(mesh),
-    )
+    score = scoring(structure_of(config), held_out.values == "counts", mesh)
 
     def validate(variables: dict) -> dict[str, float]:
-        packed = batches(held_out, rows[:, own], read, shares, fullest)
-        infos = [score(variables, put_batch(batch, mesh), relations, key) for batch in packed]
+        packed = (
+            put_batch(batch, mesh)
+            for batch in batches(held_out, rows[:, own], read, shares, fullest)
+        )
+        infos = [score(variables, batch, relations, key, config.margin) for batch in packed]
         return held_out_scores(jax.device_get(infos), held_out, order, relations, config)
 
     return validate
+
+
+@functools.lru_cache(PROGRAMS)
+def scoring(config: Config, counts: bool, mesh: Mesh) -> Callable:
+    """(variables, batch, relations, key, margin) -> `EvalInfo`; compiled for all keys and margins."""
+
+    def score(variables, batch, relations, key, margin):
+        asked = {"config": config, "counts": counts, "mesh": mesh, "margin": margin}
+        return eval_step(variables, batch, relations, key, **asked)
+
+    everywhere = replicated(mesh)
+    return jax.jit(
+        score,
+        in_shardings=(everywhere, by_cell(mesh), everywhere, everywhere, everywhere),
+        out_shardings=everywhere,
+    )
 
 
 def held_out_scores(
@@ -57,7 +79,7 @@ def held_out_scores(
     sums = jax.tree.map(lambda *x: float(np.sum(x, dtype=np.float64)), *[i.sums for i in infos])
     error = sum(float(info.error.sum(dtype=np.float64)) for info in infos)
     power = sum(float(info.power.sum(dtype=np.float64)) for info in infos)
-    triplet = empty_triplet_loss(config)
+    triplet = empty_triplet_loss(config, config.margin)
     if sums["num_triplets"] > 0:
         triplet = sums["triplet_loss"] / sums["num_triplets"]
     mse = error / (len(held_out) * len(held_out.genes))

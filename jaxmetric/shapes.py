@@ -1,0 +1,10 @@
+"""Sizes that arrays are padded to: a program is compiled for each shape, so there should be few."""
+
+LARGEST_STEP = 2**13  # so that what is large, and takes long, is hardly padded
+
+
+def padded_size(n: int, least: int = 8) -> int:
+    """The next multiple of an eighth of a power of two: 8 sizes from one power to the next."""
+    n = max(n, least)
+    step = min(2 ** max(n.bit_length() - 4, 0), LARGEST_STEP)
+    return -(-n // step) * step

@@ -1,0 +1,55 @@
+"""Compiled programs are kept for the next process, where nobody else can write to them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxmetric.compiled import VARIABLE, private_folder
+
+SCRIPT = """
+import jax
+from jaxmetric import compiled
+
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
+jax.numpy.zeros(3).block_until_ready()  # something was compiled before
+compiled.LEAST_SECONDS = 0.0
+compiled.keep_compiled()
+jax.jit(lambda x: jax.numpy.sin(x) @ x)(jax.numpy.ones(7))
+print(any(hits), jax.config.jax_compilation_cache_dir)
+"""
+
+
+def said(**variables):
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMP", "JAX_PERS"))
+    }
+    command = [sys.executable, "-W", "error", "-c", SCRIPT]
+    run = subprocess.run(command, env=environment | variables, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+def test_the_second_process_finds_what_the_first_compiled(tmp_path):
+    first, second = (said(**{VARIABLE: str(tmp_path / "kept")}) for _ in range(2))
+    assert [first[0], second[0]] == ["False", "True"]
+    (folder,) = (tmp_path / "kept").iterdir()
+    assert str(folder) == first[1] == second[1]
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_it_is_turned_off_and_leaves_the_users_own_folder(tmp_path):
+    assert said(**{VARIABLE: "off"})[1] == "None"
+    mine = str(tmp_path / "mine")
+    assert said(JAX_COMPILATION_CACHE_DIR=mine)[1] == mine
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path):
+    folder = private_folder(tmp_path)
+    assert private_folder(tmp_path) == folder
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="not this user's alone: chmod 700"):
+        private_folder(tmp_path)
