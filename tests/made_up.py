@@ -1,10 +1,12 @@
 """Small made-up cells, and what a process of them needs."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -31,6 +33,16 @@ def make_adata(num_cells=120, num_genes=40, num_studies=3, types=TYPES, seed=0, 
     var = pd.DataFrame(index=[f"gene_{i}" for i in range(num_genes)])
     counts = generator.poisson(rate).astype(np.float32)
     return anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=var, **kwargs)
+
+
+@contextlib.contextmanager
+def traced():
+    """Yields a function that gives the most bytes that Python has had at a time since here."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def peak():

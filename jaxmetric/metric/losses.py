@@ -82,7 +82,8 @@ def mixed_loss(
     triplet: Float[Array, ""], mse: Float[Array, ""], weight: Real[ArrayLike, ""]
 ) -> Float[Array, ""]:
     """w * triplet + (1 - w) * mse, with w the weight of the triplet loss."""
-    return weight * triplet + (1.0 - weight) * mse
+    w = jnp.asarray(weight, jnp.float32)
+    return w * triplet + (1.0 - w) * mse
 
 
 def masked_mean(

@@ -44,7 +44,12 @@ def test_packed_cells_densify_to_what_scanpy_normalises(values, shares):
     np.testing.assert_allclose(x, expected.X.toarray(), rtol=2e-6)
 
 
-@given(st.integers(1, 20), st.sampled_from([1, 2, 4]), st.integers(0, 70), st.integers(0, 2**31))
+@given(
+    st.sampled_from([1, 7, 20]),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([0, 70]),
+    st.integers(0, 2**31),
+)
 @settings(max_examples=12, deadline=None)
 def test_any_rows_in_any_shares_densify_to_these_rows(steps, shares, more, seed):
     generator = np.random.default_rng(seed)
@@ -56,7 +61,7 @@ def test_any_rows_in_any_shares_densify_to_these_rows(steps, shares, more, seed)
     batch = one_batch(cells, rows, shares, more)
     total = np.asarray(X.sum(1)).ravel()[rows]
     np.testing.assert_array_equal(batch.totals, total)
-    x = expression(batch, 12, counts=False)
+    x = jax.jit(expression, static_argnums=(1, 2))(batch, 12, False)
     np.testing.assert_array_equal(x, X[rows].toarray())
 
 

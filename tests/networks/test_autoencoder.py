@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import recorded
 from made_up import make_adata
+from small_fit import first_state, step_of
 from torch_names import network_variables
 
 import jaxmetric as jm
@@ -14,7 +15,6 @@ from jaxmetric.batches.batches import pack
 from jaxmetric.cells.packed import pack_rows
 from jaxmetric.labels.label_set import label_set
 from jaxmetric.networks import autoencoder as module
-from jaxmetric.training.step import init_state, train_step
 
 
 @pytest.mark.parametrize("size", ["small", "deep"])
@@ -121,12 +121,11 @@ def test_half_precision_products_train_single_precision_parameters():
     relations = label_set(cells.label_names, cells.ontology)
 
     config = jm.Config(hidden_dim=(16,), latent_dim=4, batch_size=32, input_components=0)
-    start = init_state(config, len(cells.genes))
+    start = first_state(config, len(cells.genes))
 
     def one_step(compute_dtype):
         changed = dataclasses.replace(config, compute_dtype=compute_dtype)
-        step = jax.jit(functools.partial(train_step, config=changed, counts=True))
-        state, info = step(start, batch, relations)
+        state, info = step_of(changed, counts=True)(start, batch, relations)
         return state, float(info["loss"])
 
     _, expected = one_step("float32")

@@ -67,22 +67,22 @@ def test_of_very_many_cells_some_are_drawn(cells, monkeypatch):
 
 
 @pytest.mark.parametrize("discriminants", [True, False])
-def test_training_does_not_change_them(cells, discriminants):
+def test_training_does_not_change_them(cells, device, discriminants):
     config = jm.Config(**SMALL, discriminants=discriminants, input_components=6, weight_decay=0.5)
-    model = jm.fit(cells, config, progress=False)
+    model = jm.fit(cells, config, devices=device)
     layer = components.input_layer(cells, config)
     jax.tree.map(
         np.testing.assert_array_equal, model.variables["params"]["encoder"]["components"], layer
     )
-    tuned = jm.fit(cells.select(np.arange(100)), init=model, progress=False)
+    tuned = jm.fit(cells.select(np.arange(100)), init=model, devices=device)
     kept = tuned.variables["params"]["encoder"]["components"]
     jax.tree.map(np.testing.assert_array_equal, kept, layer)
 
 
 @pytest.mark.parametrize("discriminants", [True, False])
-def test_scimilarity_gets_them_merged_into_its_layers(cells, tmp_path, discriminants):
+def test_scimilarity_gets_them_merged_into_its_layers(cells, device, tmp_path, discriminants):
     sizes = {"hidden_dim": (16, 12), "latent_dim": 8, "discriminants": discriminants}
-    model = jm.fit(cells, jm.Config(**SMALL | sizes, input_components=6), progress=False)
+    model = jm.fit(cells, jm.Config(**SMALL | sizes, input_components=6), devices=device)
     model.export_scimilarity(tmp_path / "exported")
     imported = jm.load_scimilarity(tmp_path / "exported")
     assert imported.config.input_components == 0
@@ -97,9 +97,9 @@ def test_scimilarity_gets_them_merged_into_its_layers(cells, tmp_path, discrimin
     np.testing.assert_allclose(*reconstructed, atol=1e-5)
 
 
-def test_half_of_the_embedding_is_the_discriminants(cells):
+def test_half_of_the_embedding_is_the_discriminants(cells, device):
     sizes = {"latent_dim": 12, "input_components": 20}
-    model = jm.fit(cells, jm.Config(**SMALL | sizes), progress=False)
+    model = jm.fit(cells, jm.Config(**SMALL | sizes), devices=device)
     layer = components.input_layer(cells, model.config)
     y = log_normalized(cells) @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose((y**2).sum(1).mean(), 1, rtol=1e-4)

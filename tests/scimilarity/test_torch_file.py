@@ -6,7 +6,6 @@ import os
 import pickle
 import pickletools
 import struct
-import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from conftest import DATA
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_up import traced
 
 from jaxmetric.scimilarity.torch_file import TorchFileError, read_state_dict, write_state_dict
 
@@ -303,12 +303,10 @@ TUPLE_LAUGHS = b")" + b"q\0h\0\x86" * 64
 )
 def test_hostile_pickles(path, pickled):
     save(path, pickled, FOUR_FLOATS)
-    tracemalloc.start()
-    with pytest.raises(TorchFileError, match=rf"{path.name}: expected .* found") as caught:
-        read_state_dict(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100 * len(pickled) + 200_000
+    with traced() as peak:
+        with pytest.raises(TorchFileError, match=rf"{path.name}: expected .* found") as caught:
+            read_state_dict(path)
+        assert peak() < 100 * len(pickled) + 200_000
     assert len(str(caught.value)) < 1000
 
 
@@ -334,10 +332,9 @@ def test_what_was_found_is_named(path, pickled, found):
 
 def test_a_memo_index_allocates_nothing(path):
     save(path, DICT_OF.replace(b"}", b"}r\xff\xff\xff\xff") % tensor_opcodes(), FOUR_FLOATS)
-    tracemalloc.start()
-    np.testing.assert_array_equal(read_state_dict(path)["w"], range(4))
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    tracemalloc.stop()
+    with traced() as peak:
+        np.testing.assert_array_equal(read_state_dict(path)["w"], range(4))
+        assert peak() < 1_000_000
 
 
 @pytest.mark.parametrize("storage", ["FloatStorage", "BFloat16Storage"])
@@ -347,10 +344,9 @@ def test_many_views_of_one_storage_cost_no_copies(path, storage):
     one = tensor_opcodes(storage=storage, count=count, size=(count,))
     pickled = b"}(" + b"".join(opcodes(str(i)) + one for i in range(200)) + b"u."
     save(path, pickled, content)
-    tracemalloc.start()
-    assert len(read_state_dict(path)) == 200
-    assert tracemalloc.get_traced_memory()[1] < 8 * len(content)
-    tracemalloc.stop()
+    with traced() as peak:
+        assert len(read_state_dict(path)) == 200
+        assert peak() < 8 * len(content)
 
 
 @pytest.mark.parametrize(
@@ -428,22 +424,20 @@ def test_zip_bomb(path, method):
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("archive/data.pkl", DICT_OF % tensor_opcodes(count=10**7, size=(10**7,)))
         archive.writestr("archive/data/0", bytes(4 * 10**7))
-    tracemalloc.start()
-    with pytest.raises(TorchFileError, match="uncompressed members"):
-        read_state_dict(path)
-    assert tracemalloc.get_traced_memory()[1] < 2_000_000
-    tracemalloc.stop()
+    with traced() as peak:
+        with pytest.raises(TorchFileError, match="uncompressed members"):
+            read_state_dict(path)
+        assert peak() < 2_000_000
 
 
 @pytest.mark.parametrize("size", [2**31, 2**32 - 2])
 def test_declared_sizes_allocate_nothing(path, size):
     save(path, DICT_OF % tensor_opcodes(), FOUR_FLOATS)
     patch_last_sizes(path, size, size)
-    tracemalloc.start()
-    with pytest.raises(TorchFileError, match="members that fit the file"):
-        read_state_dict(path)
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    tracemalloc.stop()
+    with traced() as peak:
+        with pytest.raises(TorchFileError, match="members that fit the file"):
+            read_state_dict(path)
+        assert peak() < 1_000_000
 
 
 def test_a_compressed_member_of_unchanged_size(path):

@@ -8,20 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from made_up import make_adata
-from small_fit import CONFIG, KEYS
+from small_fit import CONFIG, KEYS, first_state, step_of
 
 import jaxmetric as jm
 from jaxmetric.batches.batches import pack
 from jaxmetric.cells.packed import pack_rows
 from jaxmetric.labels.label_set import label_set, padded
-from jaxmetric.training.step import (
-    HOST_ONLY,
-    Numbers,
-    init_state,
-    numbers_of,
-    structure_of,
-    train_step,
-)
+from jaxmetric.training.step import HOST_ONLY, Numbers, train_step
 
 OTHER = {
     "seed": 3,
@@ -89,12 +82,11 @@ def seen(state, info):
 
 def test_arguments_do_what_the_config_does(cells):
     relations = padded(label_set(cells.label_names, cells.ontology))
-    state, batch = init_state(CONFIG, len(cells.genes)), batch_of(cells)
+    state, batch = first_state(CONFIG, len(cells.genes)), batch_of(cells)
     state = state._replace(step=jnp.int32(5))  # in an epoch after the first
-    jitted = jax.jit(functools.partial(train_step, config=structure_of(CONFIG), counts=True))
 
     def given(config):
-        return seen(*jitted(state, batch, relations, numbers=numbers_of(config)))
+        return seen(*step_of(config, counts=True)(state, batch, relations))
 
     other = dataclasses.replace(CONFIG, **OTHER)
     step = jax.jit(functools.partial(train_step, config=other, counts=True))
@@ -111,7 +103,7 @@ def test_arguments_do_what_the_config_does(cells):
 def test_what_the_host_alone_reads_is_no_part_of_a_step(cells):
     assert set(ON_THE_HOST) == set(HOST_ONLY)
     relations = label_set(cells.label_names, cells.ontology)
-    state, batch = init_state(CONFIG, len(cells.genes)), batch_of(cells)
+    state, batch = first_state(CONFIG, len(cells.genes)), batch_of(cells)
 
     def traced(config):
         step = functools.partial(train_step, config=config, counts=True)

@@ -13,7 +13,7 @@ import scipy.spatial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import make_adata
-from small_fit import CONFIG, KEYS
+from small_fit import CONFIG, KEYS, first_state
 
 import jaxmetric as jm
 from jaxmetric.batches.batches import pack
@@ -22,7 +22,7 @@ from jaxmetric.labels.label_set import label_set
 from jaxmetric.sharding import by_cell, cell_mesh, make_repeatable, put_batch, replicated
 from jaxmetric.training.collapse import alarms, spread
 from jaxmetric.training.feed import step_on_batch
-from jaxmetric.training.step import init_state, learning_rate, optimizer, train_step
+from jaxmetric.training.step import learning_rate, optimizer, train_step
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def steps_on(cells, count, num_steps=20):
         in_shardings=(everywhere, by_cell(mesh), everywhere),
         out_shardings=everywhere,
     )
-    state = jax.device_put(init_state(config, len(cells.genes)), everywhere)
+    state = jax.device_put(first_state(config, len(cells.genes)), everywhere)
     relations = jax.device_put(label_set(cells.label_names, cells.ontology), everywhere)
     infos, packed = [], pack_rows(cells.X, cells.value_type)
     for i in range(num_steps):
@@ -203,7 +203,7 @@ def steps_on(cells, count, num_steps=20):
 
 def test_twenty_steps_on_one_to_eight_devices_are_the_same(cells):
     one = steps_on(cells, 1)
-    for count in (2, 4, 8):
+    for count in (2, 8):
         for i, (info, expected) in enumerate(zip(steps_on(cells, count), one, strict=True)):
             for name in ("loss", "triplet_loss", "mse"):
                 np.testing.assert_allclose(info[name], expected[name], rtol=1e-5, err_msg=f"{i}")

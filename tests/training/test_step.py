@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import recorded
+from small_fit import first_state, step_of
 from torch_names import network_variables
 
 import jaxmetric as jm
@@ -21,7 +22,6 @@ from jaxmetric.training.step import (
     learning_rate,
     optimizer,
     perturb_labels,
-    train_step,
 )
 
 
@@ -95,7 +95,7 @@ def test_steps_are_those_of_the_reference(name):
     """
     record, config, state = recorded_run(name)
     start, log = state.batch_stats, record["log"]
-    step = jax.jit(functools.partial(train_step, config=config, counts=False))
+    step = step_of(config, counts=False)
     columns = ["learning_rate" if column == "lr" else column for column in record["log_columns"]]
     for i, row in enumerate(log):
         state, info = step(state, recorded_batch(record, f"batch{i}"), relations())
@@ -157,8 +157,7 @@ def test_l1_is_on_the_layer_that_the_config_names():
     plain = dataclasses.replace(config, l1=0.0)
     batch = recorded_batch(record, "batch0")
     with_l1, without = (
-        jax.jit(functools.partial(train_step, config=c, counts=False))(state, batch, relations())[1]
-        for c in (config, plain)
+        step_of(c, counts=False)(state, batch, relations())[1] for c in (config, plain)
     )
     layer = state.params["encoder"]["hidden_0"]["linear"]
     expected = 0.01 * 0.005 * sum(np.abs(np.asarray(leaf)).sum() for leaf in layer.values())
@@ -173,8 +172,7 @@ def test_distance_and_order_of_mining_are_those_of_the_config():
 
     def counts(**changes):
         config = dataclasses.replace(reference, **changes)
-        step = jax.jit(functools.partial(train_step, config=config, counts=False))
-        info = step(state, batch, relations())[1]
+        info = step_of(config, counts=False)(state, batch, relations())[1]
         return float(info["num_hard"]), float(info["num_viable"])
 
     hard, viable = counts()
@@ -193,8 +191,7 @@ def test_a_batch_without_triplets():
         (dataclasses.replace(reference, empty_triplet_loss="zero"), 0.0, 0.0),
         (reference, reference.margin, np.nan),
     ):
-        step = jax.jit(functools.partial(train_step, config=config, counts=False))
-        after, info = step(state, batch, relations())
+        after, info = step_of(config, counts=False)(state, batch, relations())
         assert info["triplet_loss"] == np.float32(loss)
         np.testing.assert_equal(np.float32(info["hard_fraction"]), np.float32(fraction))
         assert info["num_triplets"] == 0
@@ -212,8 +209,8 @@ def test_learning_rate_is_half_a_cosine_constant_within_an_epoch():
 
 
 def test_state_is_a_function_of_the_seed():
-    one, same = init_state(SMALL, 6), init_state(SMALL, 6)
-    other = init_state(jm.Config(hidden_dim=(8,), latent_dim=4, seed=1), 6)
+    init = jax.jit(lambda seed: init_state(SMALL, 6, seed=seed))
+    one, same, other = init(0), first_state(SMALL, 6), init(1)
     jax.tree.map(np.testing.assert_array_equal, one, same)
     kernel = lambda state: state.params["encoder"]["latent"]["kernel"]  # noqa: E731
     assert (kernel(one) != kernel(other)).any()
@@ -231,8 +228,8 @@ def test_state_is_a_function_of_the_seed():
     ],
 )
 def test_step_is_finite_for_degenerate_batches(x, labels, studies):
-    step = jax.jit(functools.partial(train_step, config=SMALL, counts=True))
-    state, info = step(init_state(SMALL, 6), batch_of(x, labels, studies), relations())
+    batch = batch_of(x, labels, studies)
+    state, info = step_of(SMALL, counts=True)(first_state(SMALL, 6), batch, relations())
     assert all(np.isfinite(value) for value in info.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     assert state.step == 1
@@ -242,8 +239,7 @@ def test_step_is_finite_for_degenerate_batches(x, labels, studies):
 
 def test_dropout_differs_from_step_to_step():
     batch = batch_of(np.eye(16, 6), np.arange(16) % 4, np.arange(16) % 3)
-    state = init_state(SMALL, 6)
-    step = jax.jit(functools.partial(train_step, config=SMALL, counts=True))
+    state, step = first_state(SMALL, 6), step_of(SMALL, counts=True)
     mse = [step(state._replace(step=jnp.int32(i)), batch, relations())[1]["mse"] for i in (0, 1, 0)]
     assert mse[0] == mse[2] != mse[1]
 
