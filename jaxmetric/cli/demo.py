@@ -7,10 +7,12 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+from jaxtyping import Bool, Float
 
+from jaxmetric.cells.cells import Cells
 from jaxmetric.cells.read import read_cells
 from jaxmetric.config import Config
-from jaxmetric.evaluation.plots import plot_history
+from jaxmetric.evaluation.plots import map_figure, plot_history
 from jaxmetric.evaluation.report import score_table
 from jaxmetric.files import write_h5ad, write_json
 from jaxmetric.model.load import load
@@ -47,7 +49,7 @@ def demo(directory: Path) -> dict[str, float]:
     """Trains on four fifths of `scanpy.datasets.pbmc68k_reduced()` and scores the held-out fifth.
 
     Writes to the directory: `run/` with `metrics.jsonl` and `model/`, `cells.h5ad` with
-    `obsm["X_jaxmetric"]`, `scores.json`, `training.png` and `umap.png`. Run again, it goes on where
+    `obsm["X_jaxmetric"]`, `scores.json`, `training.png` and `map.png`. Run again, it goes on where
     it was, and draws anew.
     """
     start = time.monotonic()
@@ -65,9 +67,9 @@ def demo(directory: Path) -> dict[str, float]:
     scores = model.evaluate(query, train)
     adata.obsm["X_jaxmetric"] = model.embed(adata)
     adata.obs["held_out"] = np.where(held_out, "held out", "training")
-    log.info("drawing: UMAP of the embedding, training curves")
+    log.info("drawing: t-SNE of the embedding, training curves")
     plot_history(model.history, directory / "training.png")
-    _draw_umap(adata, directory / "umap.png")
+    _draw_map(adata.obsm["X_jaxmetric"], cells, held_out, directory / "map.png")
     write_h5ad(adata, directory / "cells.h5ad")
     write_json(directory / "scores.json", scores)
     log.info("\nheld-out cells, labels of the 15 nearest training cells:\n%s", score_table(scores))
@@ -100,15 +102,12 @@ def stratified_fifth(labels: np.ndarray, seed: int) -> np.ndarray:
     return held_out
 
 
-def _draw_umap(adata: anndata.AnnData, path: Path) -> None:
-    import matplotlib.pyplot
-    import scanpy
+def _draw_map(
+    z: Float[np.ndarray, "n d"], cells: Cells, held_out: Bool[np.ndarray, " n"], path: Path
+) -> None:
+    """By t-SNE, which needs no compilation, as UMAP does: that takes longer than the training here."""
+    from sklearn.manifold import TSNE
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scanpy.pp.neighbors(adata, use_rep="X_jaxmetric", metric="cosine")
-        scanpy.tl.umap(adata)
-        colors = ["cell_type", "held_out"]
-        figure = scanpy.pl.umap(adata, color=colors, ncols=1, show=False, return_fig=True)
-        figure.savefig(path, dpi=120, bbox_inches="tight")
-        matplotlib.pyplot.close(figure)
+    places = TSNE(init="pca", random_state=0).fit_transform(z)
+    groups = {"cell type; held-out cells are dark": (cells.label_names, cells.labels)}
+    map_figure(places, held_out, groups, "t-SNE").savefig(path, dpi=120)

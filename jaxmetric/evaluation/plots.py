@@ -98,6 +98,7 @@ def map_figure(
     places: Float[np.ndarray, "n 2"],
     is_query: Bool[np.ndarray, " n"],
     groups: Mapping[str, tuple[Sequence[str], Int[np.ndarray, " n"]]],
+    method: str = "UMAP",
 ) -> "Figure":
     """Cells in two dimensions, once for each grouping: query cells dark, reference cells pale behind.
 
@@ -106,6 +107,7 @@ def map_figure(
       is_query: which are query cells.
       groups: by title, the groups' names in the order of the legend, and each cell's group. Groups after
         the NAMED largest are grey.
+      method: what the places are by.
     """
     figure = _figure(6 * len(groups), 7.5)
     for i, (title, (names, group)) in enumerate(groups.items()):
@@ -118,7 +120,7 @@ def map_figure(
             axes.scatter(*places[which].T, s=5, c=colors[group[which], :3], alpha=alpha, lw=0)
         for g in named:
             axes.scatter([], [], s=25, color=colors[g], label=_short(names[g]))
-        axes.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+        axes.set(title=title, xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08)}
         axes.legend(**place, ncols=2, fontsize=7, frameon=False)
     return figure

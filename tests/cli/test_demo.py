@@ -12,7 +12,7 @@ def test_held_out_fifth_is_stratified():
     assert np.bincount(labels[held_out]).tolist() == [10, 2, 1]
 
 
-@pytest.mark.filterwarnings("ignore")  # of scanpy, umap and numba
+@pytest.mark.filterwarnings("ignore")  # of scanpy
 def test_demo_leaves_model_metrics_cells_and_pictures(tmp_path, monkeypatch):
     fields = demo.CONFIG.to_dict() | {"batch_size": 128, "max_epochs": 3}
     monkeypatch.setattr(demo, "CONFIG", jm.Config(**fields))
@@ -24,5 +24,5 @@ def test_demo_leaves_model_metrics_cells_and_pictures(tmp_path, monkeypatch):
     assert adata.obsm["X_jaxmetric"].shape == (700, 32)
     assert set(model.labels) == set(demo.CELL_TYPES.values())
     assert len((tmp_path / "demo" / "run" / "metrics.jsonl").read_text().splitlines()) == 3
-    for picture in ("training.png", "umap.png"):
+    for picture in ("training.png", "map.png"):
         assert (tmp_path / "demo" / picture).read_bytes().startswith(b"\x89PNG")
