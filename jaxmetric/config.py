@@ -4,7 +4,8 @@ import dataclasses
 import fnmatch
 import math
 import typing
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine"]
 Selection = Literal["semihard", "hardest", "random"]
@@ -126,17 +127,10 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        sizes = ("latent_dim", "max_epochs", "batch_size")
-        for name in (*sizes, "cells_per_class", "block_size", "shuffle_steps"):
-            self._require(name, "a whole number of at least 1", lambda v: _whole(v) and v >= 1)
-        for name in ("steps_per_epoch", "warmup_steps", "input_components"):
-            self._require(name, "a whole number of at least 0", _whole)
-        self._require(
-            "patience",
-            "a whole number of at least 1",
-            lambda v: v is None or (_whole(v) and v >= 1),
-        )
-        self._require("clip_norm", "greater than 0", lambda v: v is None or (_real(v) and v > 0))
+        for name, (expected, holds) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not holds(value):
+                raise ValueError(f"Config.{name} must be {expected}, but is {value!r:.100}.")
         if self.sampling == "per_class" and self.batch_size % self.cells_per_class:
             raise ValueError(
                 f"Config.batch_size is {self.batch_size}, which is no multiple of "
@@ -147,46 +141,11 @@ class Config:
                 "Config.patience needs Config.monitor, the metric that is to get better: one of "
                 f"{', '.join(typing.get_args(Monitor))}."
             )
-        self._require("seed", "a whole number from 0 to 2**32 - 1", lambda v: _whole(v, 2**32))
-        self._require(
-            "hidden_dim",
-            "one or more whole numbers of at least 1",
-            lambda v: isinstance(v, tuple) and v and all(_whole(size) and size >= 1 for size in v),
-        )
-        for name in ("dropout", "input_dropout"):
-            self._require(name, "at least 0 and less than 1", lambda v: _real(v) and 0 <= v < 1)
-        for name in ("triplet_loss_weight", "perturb_labels_fraction"):
-            self._require(name, "from 0 to 1", lambda v: _real(v) and 0 <= v <= 1)
-        for name in ("margin", "learning_rate"):
-            self._require(name, "greater than 0", lambda v: _real(v) and v > 0)
-        for name in ("l1", "weight_decay"):
-            self._require(name, "at least 0", lambda v: _real(v) and v >= 0)
-        choices = {
-            "negative_selection": typing.get_args(Selection),
-            "metric": typing.get_args(Metric),
-            "mining_metric": (*typing.get_args(Metric), None),
-            "singleton_labels": ("drop", "coarsen"),
-            "empty_triplet_loss": ("zero", "margin"),
-            "l1_layer": ("first", "bottleneck"),
-            "silhouette_divisor": typing.get_args(Divisor),
-            "sampling": typing.get_args(Sampling),
-            "compute_dtype": typing.get_args(ComputeDtype),
-            "monitor": (*typing.get_args(Monitor), None),
-        }
-        for name, allowed in choices.items():
-            self._require(name, f"one of {', '.join(map(str, allowed))}", allowed.__contains__)
-        self._require(
-            "freeze",
-            "names or patterns of groups",
-            lambda v: isinstance(v, tuple) and all(isinstance(pattern, str) for pattern in v),
-        )
         if self.direct and self.latent_dim < 3:
             raise ValueError(
                 f"Config.latent_dim must be at least 3 with discriminants, but is {self.latent_dim}: "
                 "half of the embedding is theirs, and one coordinate is constant."
             )
-        for name in ("both_orders", "discriminants", "sample_across_studies"):
-            self._require(name, "True or False", lambda v: isinstance(v, bool))
 
     @classmethod
     def scimilarity(cls, **overrides) -> "Config":
@@ -283,11 +242,6 @@ class Config:
             raise ValueError(f"Config.freeze is {self.freeze}: nothing is left to train.")
         return tuple(group for group in self.groups if group in frozen)
 
-    def _require(self, name: str, expected: str, holds) -> None:
-        value = getattr(self, name)
-        if not holds(value):
-            raise ValueError(f"Config.{name} must be {expected}, but is {value!r:.100}.")
-
     def to_dict(self) -> dict:
         """The fields as JSON types."""
         fields = dataclasses.asdict(self)
@@ -360,3 +314,64 @@ def _real(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_pattern(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(pattern, str) for pattern in value)
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(_whole(v) and v >= 1 for v in value)
+
+
+def _one_of(*allowed: object) -> tuple[str, Callable[[Any], bool]]:
+    return f"one of {', '.join(map(str, allowed))}", allowed.__contains__
+
+
+_COUNT = "a whole number of at least 1", lambda v: _whole(v) and v >= 1
+_COUNT_OR_0 = "a whole number of at least 0", _whole
+_COUNT_OR_NONE = _COUNT[0], lambda v: v is None or (_whole(v) and v >= 1)
+_POSITIVE = "greater than 0", lambda v: _real(v) and v > 0
+_POSITIVE_OR_NONE = _POSITIVE[0], lambda v: v is None or (_real(v) and v > 0)
+_AT_LEAST_0 = "at least 0", lambda v: _real(v) and v >= 0
+_DROPPED = "at least 0 and less than 1", lambda v: _real(v) and 0 <= v < 1
+_SHARE = "from 0 to 1", lambda v: _real(v) and 0 <= v <= 1
+_SWITCH = "True or False", lambda v: isinstance(v, bool)
+
+_ALLOWED: dict[str, tuple[str, Callable[[Any], Any]]] = {  # of each field: in words, and a test
+    "hidden_dim": ("one or more whole numbers of at least 1", _is_sizes),
+    "latent_dim": _COUNT,
+    "input_components": _COUNT_OR_0,
+    "discriminants": _SWITCH,
+    "dropout": _DROPPED,
+    "input_dropout": _DROPPED,
+    "margin": _POSITIVE,
+    "negative_selection": _one_of(*typing.get_args(Selection)),
+    "metric": _one_of(*typing.get_args(Metric)),
+    "mining_metric": _one_of(*typing.get_args(Metric), None),
+    "both_orders": _SWITCH,
+    "sample_across_studies": _SWITCH,
+    "perturb_labels_fraction": _SHARE,
+    "singleton_labels": _one_of("drop", "coarsen"),
+    "triplet_loss_weight": _SHARE,
+    "empty_triplet_loss": _one_of("zero", "margin"),
+    "l1": _AT_LEAST_0,
+    "l1_layer": _one_of("first", "bottleneck"),
+    "silhouette_divisor": _one_of(*typing.get_args(Divisor)),
+    "learning_rate": _POSITIVE,
+    "weight_decay": _AT_LEAST_0,
+    "clip_norm": _POSITIVE_OR_NONE,
+    "warmup_steps": _COUNT_OR_0,
+    "monitor": _one_of(*typing.get_args(Monitor), None),
+    "patience": _COUNT_OR_NONE,
+    "max_epochs": _COUNT,
+    "steps_per_epoch": _COUNT_OR_0,
+    "batch_size": _COUNT,
+    "sampling": _one_of(*typing.get_args(Sampling)),
+    "cells_per_class": _COUNT,
+    "block_size": _COUNT,
+    "shuffle_steps": _COUNT,
+    "freeze": ("names or patterns of groups", _is_pattern),
+    "compute_dtype": _one_of(*typing.get_args(ComputeDtype)),
+    "seed": ("a whole number from 0 to 2**32 - 1", lambda v: _whole(v, 2**32)),
+}

@@ -37,6 +37,12 @@ def test_values_out_of_range_are_refused(field, value, expected):
         jm.Config(**{field: value})
 
 
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(jm.Config)])
+def test_every_field_is_checked(name):
+    with pytest.raises(ValueError, match=f"Config.{name} must be"):
+        jm.Config(**{name: object()})
+
+
 def test_goes_through_json_and_back():
     config = jm.Config(hidden_dim=[np.int64(8), 4], margin=np.float32(0.5), max_epochs=np.int32(3))
     assert config.hidden_dim == (8, 4)

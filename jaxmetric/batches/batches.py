@@ -12,7 +12,7 @@ from jaxmetric.cells.packed import Packed, pack_rows, take
 from jaxmetric.cells.stored_rows import StoredRows
 from jaxmetric.shapes import padded_size
 
-Read = Callable[[Int[np.ndarray, "some n"]], tuple[Packed, Int[np.ndarray, "some n"]]]
+Read = Callable[[Int[np.ndarray, "steps n"]], tuple[Packed, Int[np.ndarray, "steps n"]]]
 
 LEAST = 1024  # values that a share of a batch has room for
 AT_A_TIME = 8  # batches whose cells are read from a store together, when all are read in order

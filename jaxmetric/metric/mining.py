@@ -181,7 +181,7 @@ def _mine(
     selection: Selection,
     metric: Metric,
 ) -> Triplets:
-    """Mines for some of a batch's anchors; no anchor needs to know of another.
+    """Mines the triplets of these anchors, which may be a part of the batch.
 
     `shared`: the seed of the draws, the margin, and the candidates. `excluded`: cells of the batch that
     are no positives of an anchor by their place in it.

@@ -99,7 +99,7 @@ def over_file(
     min_gene_overlap: float = 0.2,
     start: int = 0,
     progress: bool = False,
-) -> Iterator[Float[np.ndarray, "some latent"]]:
+) -> Iterator[Float[np.ndarray, "batch latent"]]:
     """Embeddings of a file's cells from number `start` on, a batch at a time, for files of any size.
 
     Arguments as in `MetricLearning.embed`.
