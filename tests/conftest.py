@@ -1,4 +1,4 @@
-"""Eight devices on the host, shapes checked at run time, and small made-up cells."""
+"""Devices on the host, shapes checked at run time, and small made-up cells."""
 
 import atexit
 import os
@@ -44,6 +44,7 @@ from made_up import make_adata
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 DATA = Path(__file__).parent / "data"
+DEVICES = jax.devices()  # eight; a test that is about several names them
 
 
 def recorded(name):
@@ -60,7 +61,16 @@ def unchecked(function):
 @pytest.fixture(scope="session")
 def device():
     """One device: what most tests run on."""
-    return jax.devices()[:1]
+    return DEVICES[:1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device_unless_told(device):
+    """A program for several devices takes longer to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: device)
+        patch.setattr(jax, "local_devices", lambda: device)
+        yield
 
 
 @pytest.fixture

@@ -33,7 +33,6 @@ def test_a_study_never_seen_is_annotated_better_than_by_the_reference(file, tmp_
     run, scores = str(tmp_path / "run"), tmp_path / "scores.json"
     data = [file, *KEYS, "--validation", "10x_pbmc3k"]
     shell("train", *data, "--directory", run, "--quiet")
-    shell("embed", run, file, "--out", str(tmp_path / "embedded.h5ad"))
     shell("evaluate", run, file, *KEYS, "--studies", "10x_pbmc3k", "--out", str(scores))
     found = json.loads(scores.read_text())
     model = jm.load(run)

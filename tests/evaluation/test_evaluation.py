@@ -8,9 +8,9 @@ import json
 import sys
 
 import anndata
-import jax
 import numpy as np
 import pytest
+from conftest import DEVICES
 from made_up import make_adata
 
 import jaxmetric as jm
@@ -45,7 +45,7 @@ def cells(adata):
 
 @pytest.fixture(scope="module")
 def model(cells):
-    return jm.fit(cells[1], CONFIG, devices=jax.devices()[:1])
+    return jm.fit(cells[1], CONFIG, devices=DEVICES[:1])
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_a_model_of_coarsened_labels_knows_the_cells_it_was_trained_on():
     adata.obs.loc[only, "cell_type"] = "CD4-positive, alpha-beta T cell"
     cells = jm.read_cells(adata, **KEYS)
     config = dataclasses.replace(CONFIG, singleton_labels="coarsen", max_epochs=1)
-    model = jm.fit(cells, config, devices=jax.devices()[:1], progress=False)
+    model = jm.fit(cells, config, devices=DEVICES[:1], progress=False)
     report = model.evaluate(cells, cells, baselines=False)
     assert (report["num_reference"], report["num_scored"]) == (160, 160)
 

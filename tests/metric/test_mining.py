@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.spatial
 import scipy.stats
-from conftest import recorded, unchecked
+from conftest import DEVICES, recorded, unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import distances, mine, triplet_losses
@@ -222,7 +222,7 @@ def test_devices_share_the_anchors_and_the_triplets_are_those_of_one(count, both
     labels = generator.integers(-1, 4, 80).astype(np.int32)
     options = {"studies": generator.integers(0, 3, 80).astype(np.int32)}
     options["related"] = np.eye(4, dtype=bool)
-    mesh = cell_mesh(jax.devices()[:count])
+    mesh = cell_mesh(DEVICES[:count])
     mine = functools.partial(jm.mine_triplets, margin=0.5, both_orders=both_orders)
     split = jax.jit(functools.partial(mine, mesh=mesh))
     place = by_cell(mesh), replicated(mesh)

@@ -4,11 +4,11 @@ import logging
 
 import anndata
 import h5py
-import jax
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn.neighbors
+from conftest import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import TYPES, make_adata, write
@@ -46,7 +46,7 @@ def new():
 def model(reference):
     changes = {"latent_dim": 8, "steps_per_epoch": 30, "input_components": 0, "learning_rate": 5e-3}
     config = jm.Config(**CONFIG.to_dict() | changes)
-    return jm.fit(reference, config, devices=jax.devices()[:1])
+    return jm.fit(reference, config, devices=DEVICES[:1])
 
 
 @settings(max_examples=15, deadline=None)

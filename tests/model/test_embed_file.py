@@ -1,11 +1,11 @@
 """Embeddings into files: the same as of cells in memory, whole or not at all, however large the file."""
 
 import anndata
-import jax
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import zarr
+from conftest import DEVICES
 from made_up import make_adata, many_cells, measured, write
 from small_fit import CONFIG, KEYS
 
@@ -17,7 +17,7 @@ from jaxmetric.model import forward
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     cells = jm.read_cells(make_adata(200), **KEYS)
-    return jm.fit(cells, CONFIG, devices=jax.devices()[:1])
+    return jm.fit(cells, CONFIG, devices=DEVICES[:1])
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ print(peak(), flush=True)
 def test_memory_does_not_grow_with_the_file(tmp_path):
     few, many = (many_cells(count, tmp_path / f"{count}.h5ad") for count in (2000, 20_000))
     cells = jm.read_cells(few, **KEYS).select(np.arange(200))
-    model = jm.fit(cells, CONFIG, devices=jax.devices()[:1])
+    model = jm.fit(cells, CONFIG, devices=DEVICES[:1])
     model.save(tmp_path / "model")
     peak = [
         measured(SCRIPT, tmp_path / "model", path, tmp_path / f"out_{path.name}")

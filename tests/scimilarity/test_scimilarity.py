@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import DATA, recorded
+from conftest import DATA, DEVICES, recorded
 from made_up import make_adata, traced
 from test_torch_file import opcodes, save, tensor_opcodes
 
@@ -322,7 +322,7 @@ def test_scimilarity_itself_opens_what_we_export(name, tmp_path):
         if name == "tuned":
             config = jm.Config.scimilarity(**short)
         start = model if name == "tuned" else None
-        model = jm.fit(cells, config, init=start, devices=jax.devices()[:1])
+        model = jm.fit(cells, config, init=start, devices=DEVICES[:1])
     directory = str(tmp_path / "theirs")
     model.export_scimilarity(directory)
     x = np.random.default_rng(1).gamma(1, 1, (50, 70)).astype(np.float32)

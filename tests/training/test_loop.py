@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.spatial
+from conftest import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import make_adata
@@ -181,7 +182,7 @@ def test_the_flag_for_gpus_is_added_to_those_that_there_are(monkeypatch):
 def steps_on(cells, count, num_steps=20):
     """Metrics of steps with dropout, batch normalisation and mining over the whole batch, on devices."""
     config = changed(batch_size=48, perturb_labels_fraction=0.1)
-    mesh = cell_mesh(jax.devices()[:count])
+    mesh = cell_mesh(DEVICES[:count])
     everywhere = replicated(mesh)
     step = jax.jit(
         lambda *inputs: train_step(*inputs, config=config, counts=True, mesh=mesh),
@@ -216,7 +217,7 @@ def test_devices_share_the_memory_of_pairs():
     n = 1024
 
     def bytes_on(count):
-        mesh = cell_mesh(jax.devices()[:count])
+        mesh = cell_mesh(DEVICES[:count])
 
         def loss(z, key, labels):
             triplets = jm.mine_triplets(key, jax.lax.stop_gradient(z), labels, mesh=mesh)

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import DEVICES
 from made_up import make_adata
 from small_fit import CONFIG, KEYS, same
 from small_run import small_run
@@ -257,7 +258,7 @@ def test_a_run_goes_on_with_another_number_of_devices(fit, whole, tmp_path):
     with pytest.raises(jm.Interrupted):
         fit(tmp_path / "run")
     patch.undo()
-    model = fit(tmp_path / "run", devices=jax.devices()[:4])
+    model = fit(tmp_path / "run", devices=DEVICES[:4])
     np.testing.assert_allclose(model.history["loss"], whole[0].history["loss"], rtol=1e-4)
 
 

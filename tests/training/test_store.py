@@ -4,10 +4,10 @@ import dataclasses
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 import zarr
+from conftest import DEVICES
 from made_up import make_adata
 from small_fit import CONFIG, KEYS, same
 
@@ -30,7 +30,7 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("data_on", ["host", "device"])
 def test_cells_drawn_one_by_one_train_as_those_in_memory_bit_by_bit(store, data_on):
-    how = {"validation": ["study_0"], "devices": jax.devices()[:2], "data_on": data_on}
+    how = {"validation": ["study_0"], "devices": DEVICES[:2], "data_on": data_on}
     expected = jm.fit(jm.read_cells(make_adata(200), **KEYS), ONE_BY_ONE, **how)
     same(jm.fit(jm.read_cells(store), ONE_BY_ONE, **how), expected)
 
