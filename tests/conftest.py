@@ -74,6 +74,20 @@ def one_device_unless_told(device):
 
 
 @pytest.fixture
+def compiled():
+    """The names of what is compiled from here on."""
+    names = []
+
+    def listen(event, seconds, **about):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            names.append(about.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax._src.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def adata():
     return make_adata()
 

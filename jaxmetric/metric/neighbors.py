@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxmetric.metric.distances import dot
-from jaxmetric.shapes import padded_size
+from jaxmetric.shapes import filled, padded_size
 from jaxmetric.sharding import by_backend
 
 CHUNK, ON_ACCELERATOR = 2**24, 2**29  # distances held at a time, on a CPU and on others
@@ -59,10 +59,10 @@ def nearest_neighbors(
     if not 1 <= k <= most:
         raise ValueError(f"k must be from 1 to {most}, the reference cells, but is {k}.")
     origin = y.mean(0, dtype=np.float64).astype(np.float32)
-    more = padded_size(len(y)) - len(y)
-    theirs = np.pad(theirs, (0, more), constant_values=NO_CELL)
-    x, y = x - origin, jnp.asarray(np.pad(y - origin, ((0, more), (0, 0))))
-    many = min(2 * k + 16, len(y))
+    size = padded_size(len(y))
+    theirs = filled(theirs, size, NO_CELL)
+    x, y = x - origin, jnp.asarray(filled(y - origin, size))
+    many = min(2 * k + 16, size)
     rows = max(1, by_backend(CHUNK, ON_ACCELERATOR) // max(len(y), many * y.shape[1]))
     found = [
         _nearest_of_chunk(x[i : i + rows], y, own[i : i + rows], theirs, k, many)
@@ -75,9 +75,9 @@ def nearest_neighbors(
 
 def _nearest_of_chunk(x, y, own, theirs, k, many):
     """`_nearest` of query cells, filled up to one of few sizes."""
-    more = padded_size(len(x)) - len(x)
-    filled = np.pad(x, ((0, more), (0, 0))), y, np.pad(own, (0, more)), theirs
-    return [found[: len(x)] for found in jax.device_get(_nearest(*filled, k, many))]
+    size = padded_size(len(x))
+    found = jax.device_get(_nearest(filled(x, size), y, filled(own, size), theirs, k, many))
+    return [one[: len(x)] for one in found]
 
 
 @functools.partial(jax.jit, static_argnames=("k", "many"))

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from jaxmetric.config import Metric
 from jaxmetric.metric.distances import check_choice, pairwise_distances
 from jaxmetric.metric.neighbors import nearest_neighbors, transfer_labels
+from jaxmetric.shapes import filled, padded_size
 
 NAMES = ("precision_at_1", "r_precision", "map_at_r", "mrr")
 CHUNK = 2**22  # distances sorted at a time by each thread
@@ -130,14 +131,13 @@ def _labelled(name: str, z, labels) -> tuple[np.ndarray, np.ndarray]:
 
 def _score_all(query, truth, reference, known, kinds, metric: Metric, itself: bool) -> np.ndarray:
     """R, P(1), P(R), MAP@R and 1 / place of each query cell and kind of relevance: (q, kinds, 5)."""
-    distances = jax.jit(
-        functools.partial(pairwise_distances, y=jnp.asarray(reference), metric=metric)
-    )
-    rows = max(1, CHUNK // max(len(reference), 1))
+    others = jnp.asarray(filled(reference, padded_size(len(reference))))
+    rows = max(1, min(CHUNK // max(len(reference), 1), padded_size(len(query))))
 
     def score(start: int) -> np.ndarray:
         chunk = slice(start, start + rows)
-        found = np.asarray(distances(query[chunk]))
+        z = query[chunk]
+        found = np.asarray(_distances(filled(z, rows), others, metric))[: len(z), : len(reference)]
         flags = [relevant[truth[chunk]][:, known] for relevant in kinds]
         if itself:
             own = np.arange(len(found)), np.arange(start, start + len(found))
@@ -149,6 +149,13 @@ def _score_all(query, truth, reference, known, kinds, metric: Metric, itself: bo
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return np.concatenate([*threads.map(score, range(0, len(query), rows))])
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _distances(
+    query: Float[Array, "q d"], reference: Float[Array, "r d"], metric: Metric
+) -> Float[Array, "q r"]:
+    return pairwise_distances(query, reference, metric)
 
 
 def _by_distance(

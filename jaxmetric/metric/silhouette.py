@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from jaxmetric.config import Divisor, Metric
 from jaxmetric.metric.distances import check_choice, pairwise_distances
-from jaxmetric.shapes import padded_size
+from jaxmetric.shapes import filled, padded_size
 from jaxmetric.sharding import by_backend
 
 # distances held at a time where a matrix of distances is walked in chunks, on a CPU and on others
@@ -76,12 +76,8 @@ def silhouette_widths(
         raise ValueError(f"labels must be less than {k}, the size of descendants.")
     below = np.zeros((k, k), bool) if descendants is None else np.asarray(descendants, bool)
     size = np.bincount(labels[labels >= 0], minlength=k).astype(np.float32)
-    more = padded_size(len(z)) - len(z)  # cells without label, for few shapes to compile for
-    z, labels, n = (
-        np.pad(z, ((0, more), (0, 0))),
-        np.pad(labels, (0, more), constant_values=-1),
-        len(z),
-    )
+    n, m = len(z), padded_size(len(z))
+    z, labels = filled(z, m), filled(labels, m, -1)
     sums = _euclidean_sums if metric == "euclidean" else functools.partial(_decomposed_sums, n)
     widths = [
         _widths(to_labels, labels[rows], size, below, divisor)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmetric.metric.distances import pairwise_distances
-from jaxmetric.shapes import padded_size
+from jaxmetric.shapes import filled, padded_size
 
 CHUNK = 2**22  # distances held at a time
 
@@ -26,20 +26,15 @@ def nearest_own_and_unrelated(
     own = np.eye(len(descendants), dtype=bool)
     unrelated = ~(own | descendants | descendants.T)
     size = padded_size(len(z_reference))
-    reference = jnp.asarray(_filled(z_reference, size))
+    reference = jnp.asarray(filled(z_reference, size))
     rows, found = min(padded_size(len(z)), max(1, CHUNK // size)), []
     for start in range(0, len(z), rows):
         chunk = slice(start, start + rows)
         masks = (of[labels[chunk]][:, reference_labels] for of in (own, unrelated))
-        masks = (_filled(_filled(mask.T, size).T, rows) for mask in masks)
-        found.append(jax.device_get(_nearest(_filled(z[chunk], rows), reference, *masks)))
+        masks = (filled(filled(mask.T, size).T, rows) for mask in masks)
+        found.append(jax.device_get(_nearest(filled(z[chunk], rows), reference, *masks)))
     near, far = zip(*found, strict=True)
     return np.concatenate(near)[: len(z)], np.concatenate(far)[: len(z)]
-
-
-def _filled(x: np.ndarray, size: int) -> np.ndarray:
-    """The array with rows of zeros, or False, up to a size: few shapes have to be compiled for."""
-    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
 @jax.jit

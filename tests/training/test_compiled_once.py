@@ -45,20 +45,6 @@ def cells():
     return jm.read_cells(make_adata(200), **KEYS)
 
 
-@pytest.fixture
-def compiled():
-    """The names of what is compiled from here on."""
-    names = []
-
-    def listen(event, seconds, **about):
-        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-            names.append(about.get("fun_name"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    jax._src.monitoring.unregister_event_duration_listener(listen)
-
-
 def test_another_seed_and_other_numbers_compile_nothing(cells, device, compiled):
     options = {"validation": ["study_0"], "devices": device, "progress": False}
     one = jm.fit(cells, CONFIG, **options)

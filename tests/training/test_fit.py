@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from conftest import DEVICES
