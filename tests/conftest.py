@@ -1,15 +1,19 @@
 """Devices on the host, shapes checked at run time, and small made-up cells."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
-FLAGS = (
+FLAGS = [  # most of the time of most tests is that of compilation
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # most of the time of most tests is that of compilation
+    "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-)
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ["JAX_PLATFORMS"] = "cpu"
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # the workers share the cores: threads of

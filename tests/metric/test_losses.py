@@ -38,10 +38,10 @@ def test_losses_are_the_definition(metric):
     z, triplets = mined(metric=metric)
     indices = jm.triplet_indices(triplets)
     expected = triplet_losses(distances(z, metric), indices, 0.4)
-    losses = jm.triplet_losses(z, triplets, margin=0.4, metric=metric)
+    losses = np.asarray(jm.triplet_losses(z, triplets, margin=0.4, metric=metric))
     a, p, _ = indices.T
     np.testing.assert_allclose(losses[a, p], expected, atol=2e-6)
-    mean = jm.triplet_loss(z, triplets, margin=0.4, metric=metric)
+    mean = loss(margin=0.4, metric=metric)(z, triplets)
     np.testing.assert_allclose(mean, np.mean(expected), rtol=1e-5)
 
 
@@ -50,6 +50,14 @@ def test_loss_agrees_with_optax():
     a, p, n = (z[i] for i in jm.triplet_indices(triplets).T)
     expected = optax.losses.triplet_margin_loss(a, p, n, margin=0.4, eps=0.0).mean()
     np.testing.assert_allclose(jm.triplet_loss(z, triplets, margin=0.4), expected, rtol=1e-5)
+
+
+@jax.jit
+def losses_mean_and_gradient(z, triplets, margin):
+    """Of the losses, and in the reference's numerics: row 5."""
+    losses = jm.triplet_losses(z, triplets, margin=margin)
+    gradient = jax.grad(lambda z: jm.triplet_loss(z, triplets, margin=margin))(z)
+    return losses, masked_mean(losses, triplets.mask, empty=margin), gradient
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -67,12 +75,10 @@ def test_losses_and_gradient_are_those_of_the_reference(number, which, selection
     negative[a, p] = np.where(a == p, -1, n)  # where it mined nothing, it pretends [0, 0, 0]
     counts = np.zeros(len(z), np.int32)
     triplets = jax.tree.map(jnp.asarray, jm.Triplets(negative, counts, counts))
-    losses = jm.triplet_losses(z, triplets, margin=margin)
-    mean = masked_mean(losses, triplets.mask, empty=margin)  # the reference's numerics, row 5
+    losses, mean, gradient = map(np.asarray, losses_mean_and_gradient(z, triplets, margin))
     np.testing.assert_allclose(mean, record[f"{selection}_mean"], atol=1e-5)
     if (a != p).all():
         np.testing.assert_allclose(losses[a, p], record[f"{selection}_losses"], atol=1e-5)
-    gradient = jax.grad(loss(margin=margin))(z, triplets)
     expected = record[f"{selection}_grad"]
     assert np.linalg.norm(gradient - expected) <= 1e-4 * np.linalg.norm(expected)
 
@@ -90,7 +96,7 @@ def test_losses_and_gradient_are_those_of_the_reference(number, which, selection
 def test_loss_and_gradient_are_finite_for_degenerate_batches(z, labels, metric):
     z, labels = z.astype(np.float32), np.int32(labels)
     triplets = miner(selection="random", metric=metric)(z, labels)
-    value, gradient = jax.value_and_grad(loss(metric=metric))(z, triplets)
+    value, gradient = jax.jit(jax.value_and_grad(loss(metric=metric)))(z, triplets)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
     assert triplets.num_triplets or value == 0
