@@ -10,7 +10,7 @@ from made_up import make_adata
 import jaxmetric as jm
 from jaxmetric import sharding
 
-HEARTBEAT = 10  # seconds; a third of what users have
+HEARTBEAT = 6  # seconds; a fifth of what users have
 
 
 def small_run(directory, epochs, devices=None):

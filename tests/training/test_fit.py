@@ -235,8 +235,9 @@ def test_unlabelled_cells_and_wrong_types_are_refused(adata):
         jm.fit(jm.read_cells(adata), CONFIG)
     with pytest.raises(ValueError, match=r"must come from jaxmetric.read_cells.*AnnData"):
         jm.fit(adata, CONFIG)
+    config = jm.Config(**{**CONFIG.to_dict(), "batch_size": 30})
     with pytest.raises(ValueError, match="multiple of the number of devices, 8, but is 30"):
-        jm.fit(jm.read_cells(adata, **KEYS), jm.Config(**{**CONFIG.to_dict(), "batch_size": 30}))
+        jm.fit(jm.read_cells(adata, **KEYS), config, devices=DEVICES)
 
 
 @pytest.fixture(scope="module")
