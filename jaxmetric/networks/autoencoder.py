@@ -16,6 +16,7 @@ from jaxmetric.sharding import by_backend
 
 EPSILON = 1e-5  # of batch normalisation
 REACH = 0.5  # the constant coordinate, where discriminants have a mean square norm of 1
+SHARE = 0.125  # what the hidden layers' output is multiplied by, beside them
 SMALL = 0.1  # of the usual first weights of what is beside the discriminants
 TILE = 128  # what an accelerator's matrix units multiply at a time
 
@@ -86,9 +87,10 @@ class Hidden(nn.Module):
 class Encoder(nn.Module):
     """Genes -> embedding of unit length (a vector of zeros stays zero).
 
-    With an input layer that is `direct`, of output y, it is (y, r f(y), r) before it is scaled to unit
-    length: f the hidden layers, r a constant. f starts small, so that y decides at first. Scaling to unit
-    length would lose how long y is; beside the constant r it does not.
+    With an input layer that is `direct`, of output y, it is (y, s f(y), r) before it is scaled to unit
+    length: f the hidden layers, s and r constants. s is small, so that y decides where f has had few
+    cells to learn from. Scaling to unit length would lose how long y is; beside the constant r it does
+    not.
 
     Attributes:
       hidden_dim: sizes of the hidden layers.
@@ -127,7 +129,7 @@ class Encoder(nn.Module):
         if self.direct:
             features = self.latent_dim - self.input_width - 1
             x = _linear(features, x.shape[-1], "latent", self.compute_dtype, SMALL)(x)
-            x = jnp.concatenate([y, REACH * x, jnp.full_like(x[:, :1], REACH)], axis=1)
+            x = jnp.concatenate([y, SHARE * x, jnp.full_like(x[:, :1], REACH)], axis=1)
         else:
             x = _linear(self.latent_dim, x.shape[-1], "latent", self.compute_dtype)(x)
         norm = jnp.sqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))

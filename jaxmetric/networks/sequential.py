@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jaxmetric.config import Config
-from jaxmetric.networks.autoencoder import EPSILON, REACH
+from jaxmetric.networks.autoencoder import EPSILON, REACH, SHARE
 
 IDLE = {"mean": 0.0, "var": 1 - EPSILON, "scale": 1.0, "bias": 0.0}  # a norm that changes nothing
 
@@ -54,9 +54,9 @@ def _encoder(encoder: dict, config: Config) -> dict:
     if config.direct:
         K, b = encoder["latent"]["kernel"], encoder["latent"]["bias"]
         to_y = np.vstack([np.zeros((len(K), len(one))), back * one, -back * one])
-        to_rest = np.vstack([REACH * K, np.zeros((2 * len(one), K.shape[1]))])
+        to_rest = np.vstack([SHARE * K, np.zeros((2 * len(one), K.shape[1]))])
         constant = np.zeros((len(to_y), 1))
-        bias = np.hstack([np.zeros(len(one)), REACH * b, [REACH]])
+        bias = np.hstack([np.zeros(len(one)), SHARE * b, [REACH]])
         encoder["latent"] = {"kernel": np.hstack([to_y, to_rest, constant]), "bias": bias}
     return encoder
 
