@@ -164,10 +164,11 @@ class Embed:
 
 @dataclasses.dataclass(frozen=True)
 class Annotate:
-    """Label the cells of a file of any size by their nearest reference cells: four columns of obs.
+    """Label the cells of a file of any size by their nearest reference cells: six columns of obs.
 
-    They are jaxmetric_label, jaxmetric_confidence (the label's share of the votes), jaxmetric_distance
-    (to the nearest reference cell) and jaxmetric_out_of_distribution.
+    They are jaxmetric_label, jaxmetric_confidence (the label's share of the votes),
+    jaxmetric_label_coarse (the term that the votes agree on), jaxmetric_confidence_coarse,
+    jaxmetric_distance (to the nearest reference cell) and jaxmetric_out_of_distribution.
     """
 
     model: Positional[Path]

@@ -153,6 +153,24 @@ class CellOntology:
             for term in self._terms(labels)
         ]
 
+    def lineages(self, labels: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+        """Every term that is one of the labels or an ancestor of one, by name.
+
+        Returns:
+          The terms, most specific first: those with few of the labels below them, and of these those with
+          many ancestors; and covers[i, j]: label j is term i or a descendant of it.
+
+        Raises:
+          UnknownLabelError: for labels that are no terms.
+        """
+        terms = self._terms(labels)
+        lineage = {term: {term, *self._steps_up(term)} for term in set(terms)}
+        above = sorted(set().union(*lineage.values()), key=lambda term: self.names[term])
+        covers = np.array([[t in lineage[term] for term in terms] for t in above], bool)
+        covers = covers.reshape(len(above), len(terms))
+        order = np.lexsort(([-len(self._steps_up(term)) for term in above], covers.sum(1)))
+        return tuple(self.names[above[i]] for i in order), covers[order]
+
     def nearest_present_parent(
         self, labels: Iterable[str], present: Iterable[str] | None = None
     ) -> list[str | None]:

@@ -12,10 +12,12 @@ from jaxtyping import Bool, Float, Int
 
 from jaxmetric.cells.cells import Cells, require_cells
 from jaxmetric.cells.source import opened, paths_in, some
+from jaxmetric.labels.ontology import CellOntology
 from jaxmetric.metric.neighbors import Neighbors, label_votes, nearest_neighbors
 
 log = logging.getLogger("jaxmetric")
 ROWS = 2**14  # cells whose votes are counted at a time
+AGREED = 0.8  # share of the votes that the coarse label has, at least
 Search = Callable[
     [Float[np.ndarray, "q d"], Float[np.ndarray, "r d"], int],
     tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]],
@@ -30,12 +32,14 @@ class Reference(NamedTuple):
       labels: label of each cell, as an index into `label_names`.
       label_names: names of the labels.
       threshold: the distance beyond which a cell is out of distribution.
+      ontology: that the labels are terms of; None: they are of none.
     """
 
     z: Float[np.ndarray, "r d"]
     labels: Int[np.ndarray, " r"]
     label_names: tuple[str, ...]
     threshold: float
+    ontology: CellOntology | None = None
 
 
 def have_trained_label(
@@ -95,7 +99,7 @@ def reference_of(
     cells = cells.with_labels([cells.label_names[i] for i in np.unique(cells.labels)])
     z = embed(cells)
     threshold = distance_threshold(z, cells.labels, cells.studies, quantile)
-    return Reference(z, cells.labels, cells.label_names, threshold)
+    return Reference(z, cells.labels, cells.label_names, threshold, cells.ontology)
 
 
 def distance_threshold(
@@ -148,19 +152,26 @@ def annotate(
     Returns:
       `jaxmetric_label`, the label with most votes of the k nearest reference cells, a vote being
       1 / distance (as in `neighbors.label_votes`); `jaxmetric_confidence`, its share of the votes, in
-      [0, 1]; `jaxmetric_distance`, the Euclidean distance to the nearest reference cell;
-      `jaxmetric_out_of_distribution`, whether that is more than the threshold.
+      [0, 1]; `jaxmetric_label_coarse`, the most specific term of the ontology that the label is, or is
+      a descendant of, and that has a share of AGREED of the votes, its descendants' among them;
+      `jaxmetric_confidence_coarse`, that share; `jaxmetric_distance`, the Euclidean distance to the
+      nearest reference cell; `jaxmetric_out_of_distribution`, whether that is more than the threshold.
+      Without an ontology the coarse label is the label.
 
     Raises:
       ValueError: when `neighbors` gives anything but (q, k) indices of reference cells, and distances.
     """
     nearest = _checked(neighbors(z, reference.z, k), len(z), len(reference.z), k)
-    label, confidence = np.zeros(len(z), np.int32), np.zeros(len(z), np.float32)
+    label, coarse = np.zeros((2, len(z)), np.int32)
+    confidence, coarse_confidence = np.zeros((2, len(z)), np.float32)
+    terms, covers = lineages(reference)
     for first in range(0, len(z), ROWS):
         rows = slice(first, first + ROWS)
         block = Neighbors(nearest.indices[rows], nearest.distances[rows])
         votes = label_votes(block, reference.labels, len(reference.label_names))
-        label[rows], confidence[rows] = votes.argmax(1), votes.max(1) / votes.sum(1)
+        shares = votes / votes.sum(1, keepdims=True)
+        label[rows], confidence[rows] = shares.argmax(1), shares.max(1)
+        coarse[rows], coarse_confidence[rows] = agreed(shares, label[rows], covers)
     distance = nearest.distances.min(1).astype(np.float32)
     out = distance > reference.threshold
     log.info("%d of %d cells are out of distribution", out.sum(), len(z))
@@ -168,10 +179,36 @@ def annotate(
         {
             "jaxmetric_label": pd.Categorical.from_codes(label, list(reference.label_names)),
             "jaxmetric_confidence": confidence,
+            "jaxmetric_label_coarse": pd.Categorical.from_codes(
+                coarse, list(terms)
+            ).remove_unused_categories(),
+            "jaxmetric_confidence_coarse": coarse_confidence,
             "jaxmetric_distance": distance,
             "jaxmetric_out_of_distribution": out,
         }
     )
+
+
+def lineages(reference: Reference) -> tuple[tuple[str, ...], Bool[np.ndarray, "t k"]]:
+    """The terms that a coarse label may be, most specific first, and which labels each of them covers."""
+    if reference.ontology is None:
+        return reference.label_names, np.eye(len(reference.label_names), dtype=bool)
+    return reference.ontology.lineages(reference.label_names)
+
+
+def agreed(
+    shares: Float[np.ndarray, "q k"],
+    label: Int[np.ndarray, " q"],
+    covers: Bool[np.ndarray, "t k"],
+) -> tuple[Int[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+    """The first term that covers the cell's label and has AGREED of the votes, and its share of them.
+
+    Where none has, it is the first that has the most.
+    """
+    mass = np.where(covers[:, label].T, shares @ covers.T, -1.0)
+    enough = mass >= np.minimum(AGREED, mass.max(1, keepdims=True) - 1e-6)
+    term = enough.argmax(1)
+    return term, np.minimum(mass[np.arange(len(term)), term], 1.0)
 
 
 def _checked(searched: tuple, num_query: int, num_reference: int, k: int) -> Neighbors:

@@ -180,7 +180,10 @@ def test_exact_spelling_comes_before_case():
 
 @pytest.mark.parametrize(
     "ask",
-    ["resolve", "ancestors", "descendants", "related", "parents", "nearest_present_parent"],
+    [
+        *("resolve", "ancestors", "descendants", "related", "parents", "lineages"),
+        "nearest_present_parent",
+    ],
 )
 def test_unknown_labels_are_listed_once_and_all(onto, ask):
     with pytest.raises(UnknownLabelError) as caught:
@@ -431,3 +434,19 @@ def test_table_is_what_its_script_makes(guide):
     script = runpy.run_path(str(ROOT / "tools/make_cell_ontology.py"))
     made = script["HEADER"].format(release="2026-03-26") + script["table"](guide)
     assert made == (ROOT / "jaxmetric/labels/cell_ontology.tsv").read_text("utf-8")
+
+
+def test_lineages_are_the_labels_and_their_ancestors_most_specific_first():
+    onto = CellOntology.default()
+    labels = ["T cell", "B cell", "monocyte"]
+    terms, covers = onto.lineages(labels)
+    assert set(labels) < set(terms)
+    for term, covered in zip(terms, covers, strict=True):
+        below = onto.descendants([term, *labels])[0, 1:]
+        assert covered.tolist() == [
+            b or label == term for b, label in zip(below, labels, strict=True)
+        ]
+    assert covers.any(1).all()
+    place = {term: i for i, term in enumerate(terms)}
+    below = onto.descendants(terms)
+    assert all(place[terms[j]] < place[terms[i]] for i, j in np.argwhere(below))

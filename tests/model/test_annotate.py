@@ -21,7 +21,13 @@ from jaxmetric.model import annotate as module
 from jaxmetric.model.annotate import Reference, annotate, distance_threshold
 from jaxmetric.model.annotate_file import annotate_file
 
-COLUMNS = [f"jaxmetric_{n}" for n in ("label", "confidence", "distance", "out_of_distribution")]
+COLUMNS = [
+    f"jaxmetric_{name}"
+    for name in (
+        *("label", "confidence", "label_coarse", "confidence_coarse"),
+        *("distance", "out_of_distribution"),
+    )
+]
 
 
 def cells_of(studies, types):
@@ -73,7 +79,63 @@ def test_labels_and_confidence_are_scikit_learns(seed, k):
 def test_an_exact_match_has_all_votes():
     z = np.float32([[0, 0], [0, 1], [0, 1]])
     found = annotate(z[:1], Reference(z, np.int32([1, 0, 0]), ("a", "b"), 0.0), k=3)
-    assert found.loc[0].tolist() == ["b", 1.0, 0.0, False]
+    assert found.loc[0].tolist() == ["b", 1.0, "b", 1.0, 0.0, False]
+
+
+RELATIVES = (
+    "B cell",
+    "CD4-positive, alpha-beta T cell",
+    "CD8-positive, alpha-beta T cell",
+    "T cell",
+    "monocyte",
+    "natural killer cell",
+)
+
+
+@pytest.mark.parametrize(
+    ("votes", "expected"),
+    [
+        ({"B cell": 9, "monocyte": 1}, ("B cell", 0.9)),
+        (
+            {
+                "CD4-positive, alpha-beta T cell": 6,
+                "CD8-positive, alpha-beta T cell": 3,
+                "monocyte": 1,
+            },
+            ("mature alpha-beta T cell", 0.9),
+        ),
+        ({"CD4-positive, alpha-beta T cell": 6, "T cell": 4}, ("T cell", 1.0)),
+        ({"T cell": 6, "natural killer cell": 4}, ("lymphocyte", 1.0)),
+    ],
+)
+def test_where_relatives_share_the_votes_their_nearest_common_ancestor_is_the_coarse_label(
+    votes, expected
+):
+    labels = np.repeat(np.arange(6, dtype=np.int32), [votes.get(name, 0) for name in RELATIVES])
+    z = np.eye(10, dtype=np.float32)  # all as far from the query
+    reference = Reference(z, labels, RELATIVES, 9.0, jm.CellOntology.default())
+    (found,) = annotate(np.zeros((1, 10), np.float32), reference, k=10).to_dict("records")
+    assert found["jaxmetric_label"] == max(votes, key=votes.get)
+    assert found["jaxmetric_label_coarse"] == expected[0]
+    assert found["jaxmetric_confidence_coarse"] == pytest.approx(expected[1])
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_no_more_specific_term_has_as_many_votes_as_are_asked_for(seed):
+    generator = np.random.default_rng(seed)
+    ontology = jm.CellOntology.default()
+    terms, covers = ontology.lineages(RELATIVES)
+    shares = generator.dirichlet(np.full(6, 0.3), 5)
+    label = shares.argmax(1)
+    term, confidence = module.agreed(shares, label, covers)
+    for i in range(5):
+        mass = {t: shares[i][covers[j]].sum() for j, t in enumerate(terms) if covers[j, label[i]]}
+        chosen = terms[term[i]]
+        assert confidence[i] == pytest.approx(mass[chosen])
+        assert confidence[i] >= 0.8
+        below = ontology.descendants([chosen, *mass])[0, 1:]
+        assert not any(mass[t] >= 0.8 for t, is_below in zip(mass, below, strict=True) if is_below)
 
 
 def slow_threshold(z, labels, studies, quantile):
