@@ -54,9 +54,14 @@ HOST_ONLY = (  # fields of `Config` that no step depends on
 
 def numbers_of(config: Config) -> Numbers:
     """The config's numbers, as arrays."""
-    values = {name: getattr(config, name) for name in Numbers._fields}
-    kinds = {int: np.int32, float: np.float32}
-    return Numbers(**{name: kinds[type(value)](value) for name, value in values.items()})
+
+    def array(name: str) -> np.ndarray:
+        value = getattr(config, name)
+        if name == "seed":
+            return np.uint32(value)
+        return np.int32(min(value, 2**31 - 1)) if isinstance(value, int) else np.float32(value)
+
+    return Numbers(*map(array, Numbers._fields))
 
 
 def structure_of(config: Config) -> Config:
