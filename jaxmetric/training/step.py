@@ -55,7 +55,7 @@ HOST_ONLY = (  # fields of `Config` that no step depends on
 def numbers_of(config: Config) -> Numbers:
     """The config's numbers, as arrays."""
 
-    def array(name: str) -> np.ndarray:
+    def array(name: str) -> np.generic:
         value = getattr(config, name)
         if name == "seed":
             return np.uint32(value)
