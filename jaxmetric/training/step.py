@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from jaxmetric.batches.batches import Batch
 from jaxmetric.batches.expression import expression
@@ -131,7 +131,7 @@ def init_state(
     num_genes: int,
     start: dict | None = None,
     components: dict | None = None,
-    seed: Int[ArrayLike, ""] | None = None,
+    seed: Integer[ArrayLike, ""] | None = None,
 ) -> TrainState:
     """The state before the first step: a pure function of the config's seed and what is given.
 
