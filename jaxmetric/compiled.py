@@ -7,8 +7,11 @@ import platform
 import stat
 from pathlib import Path
 
+import filelock
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from jaxmetric.sharding import num_processes
 
 log = logging.getLogger("jaxmetric")
 
@@ -21,15 +24,19 @@ def keep_compiled() -> None:
     """Has JAX keep what this process compiles from here on, unless its user has told JAX where to.
 
     The folder is that of the variable JAXMETRIC_CACHE, by default `jaxmetric` in the user's cache folder;
-    "off" keeps nothing. Whoever can write to it can have this user run their code, so it is the user's
-    alone: a folder that others can write to is not used.
+    "off" keeps nothing. Whoever can write to it can have this user run their code, so it is made for the
+    user alone: one that others can write to is not used. In a job of several processes programs are kept
+    only where the variable names a folder, which all of them should share.
     """
     asked = os.environ.get(VARIABLE, "")
     if asked.lower() in ("off", "0") or jax.config.jax_compilation_cache_dir is not None:
         return
+    if num_processes() > 1 and not asked:
+        return
     try:
-        folder = private_folder(Path(asked) if asked else _default_folder())
-    except OSError as error:
+        folder = private_folder(Path(asked).expanduser().absolute() if asked else _default_folder())
+        _repair(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
         log.info("compiled programs are not kept: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -51,6 +58,18 @@ def private_folder(parent: Path) -> Path:
         if about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise PermissionError(f"{folder} is not this user's alone: chmod 700 it, or remove it.")
     return folder
+
+
+def _repair(folder: Path) -> None:
+    """Removes what a killed process left half-written: JAX would keep nothing more beside it.
+
+    Raises:
+      OSError: where the folder cannot be written or locked.
+    """
+    with filelock.FileLock(folder / ".lockfile", timeout=10):  # as JAX locks it
+        for program in folder.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink()
 
 
 def _default_folder() -> Path:

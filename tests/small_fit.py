@@ -6,12 +6,8 @@ import jax
 import numpy as np
 
 import jaxmetric as jm
-from jaxmetric.training.step import (
-    init_state,
-    numbers_of,
-    structure_of,
-    train_step,
-)
+from jaxmetric.training.numbers import numbers_of, structure_of
+from jaxmetric.training.step import init_state, train_step
 
 KEYS = {"label_key": "cell_type", "study_key": "study"}
 CONFIG = jm.Config(

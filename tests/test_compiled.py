@@ -40,6 +40,17 @@ def test_the_second_process_finds_what_the_first_compiled(tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_half_written_programs_are_removed_and_where_nothing_can_be_kept_nothing_is(tmp_path):
+    first = said(**{VARIABLE: str(tmp_path)})
+    (folder,) = tmp_path.glob("compiled-*")
+    for written in folder.glob("*-atime"):
+        written.unlink()
+    assert said(**{VARIABLE: str(tmp_path)}) == first  # compiled again, and kept
+    assert len([*folder.glob("*-cache")]) == len([*folder.glob("*-atime")]) > 0
+    (tmp_path / "file").write_text("")
+    assert said(**{VARIABLE: str(tmp_path / "file")})[1] == "None"
+
+
 def test_it_is_turned_off_and_leaves_the_users_own_folder(tmp_path):
     assert said(**{VARIABLE: "off"})[1] == "None"
     mine = str(tmp_path / "mine")

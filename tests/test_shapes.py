@@ -14,6 +14,8 @@ def test_a_size_is_enough_and_hardly_more(n, least):
 
 def test_there_are_few_sizes():
     assert len({padded_size(n) for n in range(1000, 2000)}) <= 10
+    numbers = range(10**6, 2 * 10**6, 1000)
+    assert len({padded_size(n, largest_step=2**30) for n in numbers}) <= 10
 
 
 def test_filled_keeps_the_rows():

@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 def capacity(lengths: Int[np.ndarray, " n"], rows: Int[np.ndarray, "steps b"], shares: int) -> int:
     """The values that the fullest share of these batches needs, and a little more."""
     needed = np.where(rows >= 0, lengths[rows], 0).reshape(len(rows), shares, -1).sum(-1).max()
-    return padded_size(int(needed), LEAST)
+    return padded_size(int(needed), LEAST, largest_step=2**30)
 
 
 def reader(cells: Cells) -> Read:

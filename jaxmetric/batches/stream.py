@@ -44,7 +44,7 @@ def batches_of(
 ) -> Iterator[tuple[Batch, int]]:
     """Batches of `size` cells in equal shares, the last filled up, and how many cells are real.
 
-    What a share can hold grows in few sizes, so that there are few shapes to compile for.
+    What a share can hold grows by an eighth at least, so that there are few shapes to compile for.
     """
     capacity = 0
     for X in _of_whole_batches(blocks, size):
@@ -56,7 +56,7 @@ def batches_of(
             lengths = np.where(rows >= 0, packed.lengths[rows], 0)
             needed = int(lengths.reshape(shares, -1).sum(1).max())
             if needed > capacity:
-                capacity = padded_size(needed, 2**14)
+                capacity = padded_size(needed * 9 // 8, 2**14, largest_step=2**30)
             yield pack(packed, rows, shares, capacity), int((rows >= 0).sum())
 
 

@@ -105,7 +105,7 @@ def stratified_fifth(labels: np.ndarray, seed: int) -> np.ndarray:
 def _draw_map(
     z: Float[np.ndarray, "n d"], cells: Cells, held_out: Bool[np.ndarray, " n"], path: Path
 ) -> None:
-    """By t-SNE, which needs no compilation, as UMAP does: that takes longer than the training here."""
+    """By t-SNE: a UMAP would have to be compiled, which takes longer than the training here."""
     from sklearn.manifold import TSNE
 
     places = TSNE(init="pca", random_state=0).fit_transform(z)

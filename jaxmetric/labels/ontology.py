@@ -158,7 +158,8 @@ class CellOntology:
 
         Returns:
           The terms, most specific first: those with few of the labels below them, and of these those with
-          many ancestors; and covers[i, j]: label j is term i or a descendant of it.
+          many ancestors (of terms of one name, each with its id); and covers[i, j]: label j is term i or
+          a descendant of it.
 
         Raises:
           UnknownLabelError: for labels that are no terms.
@@ -169,7 +170,12 @@ class CellOntology:
         covers = np.array([[t in lineage[term] for term in terms] for t in above], bool)
         covers = covers.reshape(len(above), len(terms))
         order = np.lexsort(([-len(self._steps_up(term)) for term in above], covers.sum(1)))
-        return tuple(self.names[above[i]] for i in order), covers[order]
+        names = [self.names[above[i]] for i in order]
+        ids = [self.ids[above[i]] for i in order]
+        unique = (
+            n if names.count(n) == 1 else f"{n} ({i})" for n, i in zip(names, ids, strict=True)
+        )
+        return tuple(unique), covers[order]
 
     def nearest_present_parent(
         self, labels: Iterable[str], present: Iterable[str] | None = None

@@ -84,12 +84,15 @@ def _nearest_of_chunk(x, y, own, theirs, k, many):
 def _nearest(query, reference, own, theirs, k, many):
     """Neighbours of another group than a cell's own: the nearest of many candidates."""
     squared = (reference**2).sum(1)[None, :] - 2 * dot(query, reference)  # less the query's own
-    theirs = theirs[None, :]
-    excluded = (own[:, None] == theirs) | (theirs == NO_CELL)
-    squared = jnp.where(excluded, jnp.inf, squared)
+    own = own[:, None]
+
+    def excluded(groups):
+        return (own == groups) | (groups == NO_CELL)
+
+    squared = jnp.where(excluded(theirs[None, :]), jnp.inf, squared)
     candidates = _least(squared, many, by_backend(len(reference), BLOCK))
     distances = jnp.sqrt(((query[:, None, :] - reference[candidates]) ** 2).sum(-1))
-    distances = jnp.where(jnp.take_along_axis(excluded, candidates, 1), jnp.inf, distances)
+    distances = jnp.where(excluded(theirs[candidates]), jnp.inf, distances)
     negated, places = jax.lax.top_k(-distances, k)
     return jnp.take_along_axis(candidates, places, 1), -negated
 

@@ -131,8 +131,9 @@ def _labelled(name: str, z, labels) -> tuple[np.ndarray, np.ndarray]:
 
 def _score_all(query, truth, reference, known, kinds, metric: Metric, itself: bool) -> np.ndarray:
     """R, P(1), P(R), MAP@R and 1 / place of each query cell and kind of relevance: (q, kinds, 5)."""
-    others = jnp.asarray(filled(reference, padded_size(len(reference))))
-    rows = max(1, min(CHUNK // max(len(reference), 1), padded_size(len(query))))
+    size = padded_size(len(reference))
+    others, rows = jnp.asarray(filled(reference, size)), min(CHUNK // size, padded_size(len(query)))
+    rows = max(1, rows)
 
     def score(start: int) -> np.ndarray:
         chunk = slice(start, start + rows)

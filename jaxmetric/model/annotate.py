@@ -206,7 +206,7 @@ def agreed(
     Where none has, it is the first that has the most.
     """
     mass = np.where(covers[:, label].T, shares @ covers.T, -1.0)
-    enough = mass >= np.minimum(AGREED, mass.max(1, keepdims=True) - 1e-6)
+    enough = mass >= np.minimum(AGREED, mass.max(1, keepdims=True)) - 1e-6  # of rounding
     term = enough.argmax(1)
     return term, np.minimum(mass[np.arange(len(term)), term], 1.0)
 

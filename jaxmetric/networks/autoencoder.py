@@ -88,9 +88,9 @@ class Encoder(nn.Module):
     """Genes -> embedding of unit length (a vector of zeros stays zero).
 
     With an input layer that is `direct`, of output y, it is (y, s f(y), r) before it is scaled to unit
-    length: f the hidden layers, s and r constants. s is small, so that y decides where f has had few
-    cells to learn from. Scaling to unit length would lose how long y is; beside the constant r it does
-    not.
+    length: f the hidden layers, s and r constants. s is small, so that distances are mostly those of y,
+    also where f has had too few cells to learn from. Scaling to unit length would lose how long y is;
+    beside the constant r it does not.
 
     Attributes:
       hidden_dim: sizes of the hidden layers.

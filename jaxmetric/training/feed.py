@@ -26,7 +26,8 @@ from jaxmetric.sharding import (
     step_options,
     steps_by_cell,
 )
-from jaxmetric.training.step import structure_of, train_step
+from jaxmetric.training.numbers import structure_of
+from jaxmetric.training.step import train_step
 
 log = logging.getLogger("jaxmetric")
 STEPS_PER_DISPATCH = 25  # at most, of cells on the devices: a request to stop waits for their end
@@ -102,7 +103,7 @@ def from_device(cells: Cells, config: Config, mesh: Mesh, capacity: int) -> Feed
 
 @functools.lru_cache(PROGRAMS)
 def steps_on_rows(config: Config, counts: bool, mesh: Mesh, capacity: int) -> Callable:
-    """Steps on cells that lie on the devices, by their row numbers, compiled once for all numbers."""
+    """Steps on cells that lie on the devices, by row numbers; compiled for so many cells and rows."""
 
     def step(state, inputs, relations, numbers):
         cells_on_device, rows_of_steps = inputs

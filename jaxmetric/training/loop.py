@@ -19,9 +19,10 @@ from jaxmetric.networks.components import input_layer
 from jaxmetric.sharding import replicated, same_everywhere
 from jaxmetric.training.feed import PROGRAMS, feed_of
 from jaxmetric.training.history import best_epoch, out_of_patience
+from jaxmetric.training.numbers import numbers_of, structure_of
 from jaxmetric.training.run import Progress, Run, Snapshot, finite
 from jaxmetric.training.signals import stop_requests
-from jaxmetric.training.step import init_state, numbers_of, structure_of
+from jaxmetric.training.step import init_state
 from jaxmetric.training.validation import validator
 from jaxmetric.training.watch import Report, Watch
 

@@ -15,13 +15,8 @@ from jaxmetric.labels.label_set import LabelSet
 from jaxmetric.metric.silhouette import ontology_silhouette
 from jaxmetric.sharding import by_cell, own_share, put_batch, replicated
 from jaxmetric.training.feed import PROGRAMS
-from jaxmetric.training.step import (
-    EvalInfo,
-    empty_triplet_loss,
-    eval_step,
-    hard_fraction,
-    structure_of,
-)
+from jaxmetric.training.numbers import numbers_of, structure_of
+from jaxmetric.training.step import EvalInfo, empty_triplet_loss, eval_step, hard_fraction
 
 
 def validator(
@@ -38,6 +33,7 @@ def validator(
     key, read = jax.random.key(config.seed), reader(held_out)
     rows, own, shares = rows_in_order(order, size), own_share(size, mesh), len(mesh.local_devices)
     fullest = capacity(held_out.lengths, rows, mesh.size)
+    margin = numbers_of(config).margin
     score = scoring(structure_of(config), held_out.values == "counts", mesh)
 
     def validate(variables: dict) -> dict[str, float]:
@@ -45,7 +41,7 @@ def validator(
             put_batch(batch, mesh)
             for batch in batches(held_out, rows[:, own], read, shares, fullest)
         )
-        infos = [score(variables, batch, relations, key, config.margin) for batch in packed]
+        infos = [score(variables, batch, relations, key, margin) for batch in packed]
         return held_out_scores(jax.device_get(infos), held_out, order, relations, config)
 
     return validate
