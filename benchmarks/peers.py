@@ -203,8 +203,8 @@ def scanvi(folder: Path) -> None:
     sc.pp.highly_variable_genes(
         train, n_top_genes=min(VARIABLE_GENES, train.n_vars), batch_key="study"
     )
-    genes = train.var_names[train.var["highly_variable"]]
-    train, query = train[:, genes].copy(), query[:, genes].copy()
+    variable = train.var["highly_variable"].to_numpy()
+    train, query = train[:, variable].copy(), query[:, variable].copy()
     scvi.settings.seed = 0
     scvi.model.SCVI.setup_anndata(train, layer="counts", batch_key="study", labels_key="label")
     model = scvi.model.SCVI(train, n_layers=2, encode_covariates=True, use_layer_norm="both",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import FLAGS
 
 import jaxmetric as jm
 
@@ -17,7 +18,8 @@ KEYS = ["--label-key", "celltype_name", "--study-key", "study"]
 
 def shell(*arguments):
     """Runs `jaxmetric ARGUMENTS` as a user does: on the machine's own devices."""
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    flags = " ".join(flag for flag in FLAGS if "device_count" not in flag)
+    env = os.environ | {"XLA_FLAGS": flags}
     subprocess.run([sys.executable, "-m", "jaxmetric", *arguments], check=True, env=env)
 
 
