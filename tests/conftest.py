@@ -1,6 +1,7 @@
 """Devices on the host, shapes checked at run time, and small made-up cells."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -24,6 +25,9 @@ if (
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxmetric-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+# a tenth of the time would go into looking for garbage among the objects of compiled programs
+gc.set_threshold(100_000, 50, 50)
 
 from pathlib import Path
 
