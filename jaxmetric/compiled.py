@@ -1,5 +1,6 @@
 """Compiled programs are kept in the user's cache folder: the next process need not compile them."""
 
+import functools
 import hashlib
 import logging
 import os
@@ -20,6 +21,7 @@ MOST_BYTES = 2**30  # of them; the least recently used are removed
 LEAST_SECONDS = 0.1  # of compilation, for a program to be kept
 
 
+@functools.cache  # a folder that cannot be locked is waited for once, not at each call
 def keep_compiled() -> None:
     """Has JAX keep what this process compiles from here on, unless its user has told JAX where to.
 

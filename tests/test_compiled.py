@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from jaxmetric import compiled
 from jaxmetric.compiled import VARIABLE, private_folder
 
 SCRIPT = """
@@ -49,6 +50,20 @@ def test_half_written_programs_are_removed_and_where_nothing_can_be_kept_nothing
     assert len([*folder.glob("*-cache")]) == len([*folder.glob("*-atime")]) > 0
     (tmp_path / "file").write_text("")
     assert said(**{VARIABLE: str(tmp_path / "file")})[1] == "None"
+
+
+def test_without_a_home_directory_nothing_is_kept(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    def set_none(name, value):
+        pytest.fail(f"{name} was set")
+
+    monkeypatch.setattr(compiled, "_default_folder", no_home)
+    monkeypatch.setattr(compiled.jax.config, "update", set_none)
+    monkeypatch.setattr(type(compiled.jax.config), "jax_compilation_cache_dir", None)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    compiled.keep_compiled.__wrapped__()
 
 
 def test_it_is_turned_off_and_leaves_the_users_own_folder(tmp_path):

@@ -51,10 +51,11 @@ class TrainState(NamedTuple):
 
 def learning_rate(numbers: Config | Numbers, step: Int[Array, ""]) -> Float[Array, ""]:
     """lr / 2 * (1 + cos(pi * epoch / max_epochs)), constant within an epoch, after a linear warm-up."""
-    epoch = jnp.minimum(step // numbers.steps_per_epoch, numbers.max_epochs)
-    cosine = (1 + jnp.cos(jnp.pi * epoch / numbers.max_epochs)) / 2
-    warm = jnp.minimum((step + 1) / jnp.maximum(numbers.warmup_steps, 1), 1.0)
-    return numbers.learning_rate * cosine * warm
+    cosine = optax.cosine_decay_schedule(
+        numbers.learning_rate, 1
+    )  # of the share of the epochs done
+    rate = jnp.asarray(cosine(step // numbers.steps_per_epoch / numbers.max_epochs))
+    return rate * jnp.minimum((step + 1) / jnp.maximum(numbers.warmup_steps, 1), 1.0)
 
 
 def optimizer(
@@ -264,9 +265,7 @@ def _mine(key, z, labels, studies, label_set: LabelSet, config: Config, margin, 
 
 
 def _counts(losses: Float[Array, "n n"], triplets: Triplets, config: Config) -> dict[str, Any]:
-    pretended = (
-        config.empty_triplet_loss == "margin"
-    )  # SCimilarity counts the triplet that it makes up
+    pretended = config.empty_triplet_loss == "margin"  # SCimilarity counts the triplet it makes up
     nonzero = jnp.where(triplets.mask.any(), (losses > 0).sum(), pretended)
     return {
         "num_triplets": triplets.num_triplets,
